@@ -222,6 +222,30 @@ def test_a_fault_is_found_and_its_fix_repairs_the_fault(healthy: Host, fault: Fa
         healthy.run(["sh", "-c", fault.undo], check=False)
 
 
+def test_a_filter_of_traffic_control_that_takes_packets_is_found(healthy: Host) -> None:
+    """The command of the finding ends the loss."""
+    script = """
+        ip link add sink7 type veth peer name sink8 && ip link set sink7 up
+        tc qdisc add dev eth0 clsact 2>/dev/null
+        tc filter add dev eth0 ingress pref 77 protocol ip u32 match ip protocol 17 0xff \\
+            match ip dport 8472 0xffff action mirred egress redirect dev sink7
+    """
+    healthy.run(["sh", "-c", script])
+    try:
+        healthy.flannelctl("doctor", check=False)  # its probes are the first packets
+        found = examine(healthy, exit_code=1)
+        assert found["tunnel-blocked"]["severity"] == "error"
+        (line,) = found["filter-takes"]["evidence"]
+        assert line.startswith("tc filter show dev eth0 ingress: pref 77 u32 redirects to sink7, ")
+        assert found["filter-takes"]["severity"] == "warning"
+        healthy.run(["sh", "-c", found["filter-takes"]["fix"]])
+        assert trouble(healthy) == {}
+    finally:
+        healthy.run(
+            ["sh", "-c", "tc filter delete dev eth0 ingress pref 77; ip link delete sink7"], check=False
+        )
+
+
 _CONTAINER = """
 ip link add "$1" type bridge
 ip link set "$1" mtu 9000 up

@@ -128,3 +128,53 @@ def test_a_port_that_learns_no_addresses_is_named_until_it_learns_again(healthy:
     host.run(["sh", "-c", silent["fix"]])
     assert "port-not-learning" not in healthy.findings()
     host.run(["bridge", "link", "set", "dev", "c-b", "flood", "on"])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "ip link set c-b down",
+        "ip link set c-b nomaster",
+        "ip -n b link set eth0 down",
+    ],
+)
+def test_a_container_that_is_cut_off_is_named_and_the_command_connects_it(healthy: Pair, fault: str) -> None:
+    host, (gateway, ipv6_gateway) = healthy.host, healthy.gateways()
+    reply = ["ping", "-c", "1", "-W", "1", str(healthy.other.address)]
+    assert host.run(reply, check=False).returncode == 0
+    host.run(["sh", "-c", fault])
+    assert host.run(reply, check=False).returncode != 0
+
+    found = healthy.findings()
+
+    assert list(found) == ["port-closed"]
+    for line in found["port-closed"]["evidence"]:
+        assert "c-b" in line
+        assert "sleep" in line
+    host.run(["sh", "-c", found["port-closed"]["fix"]])
+    if "-n b" in fault:  # the kernel has deleted the routes and the IPv6 address of the link
+        host.run(["ip", "-n", "b", "route", "add", "default", "via", str(gateway)])
+        own = f"{ipv6_gateway + 2}/{healthy.ipv6.network.prefixlen}"
+        host.run(["ip", "-n", "b", "address", "add", own, "dev", "eth0", "nodad"])
+        host.run(["ip", "-n", "b", "-6", "route", "replace", "default", "via", str(ipv6_gateway)])
+    wait_until(
+        lambda: host.run(reply, check=False).returncode == 0, what="the container answers", deadline_s=30.0
+    )
+
+
+def test_a_container_without_address_is_named(healthy: Pair) -> None:
+    host, (gateway, ipv6_gateway) = healthy.host, healthy.gateways()
+    host.run(["ip", "-n", "b", "address", "flush", "dev", "eth0", "scope", "global"])
+
+    found = healthy.findings()
+
+    assert list(found) == ["container-address"]
+    (line,) = found["container-address"]["evidence"]
+    assert line.startswith("eth0 of ")
+    assert "sleep" in line
+    prefix = host.gateway().network.prefixlen
+    host.run(["ip", "-n", "b", "address", "add", f"{healthy.other.address}/{prefix}", "dev", "eth0"])
+    own = f"{ipv6_gateway + 2}/{healthy.ipv6.network.prefixlen}"
+    host.run(["ip", "-n", "b", "address", "add", own, "dev", "eth0", "nodad"])
+    for there in (gateway, ipv6_gateway):
+        host.run(["ip", "-n", "b", f"-{there.version}", "route", "replace", "default", "via", str(there)])

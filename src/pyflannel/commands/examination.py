@@ -41,6 +41,7 @@ from pyflannel.kernel.filters.ruleset import ReadRules, read_ruleset
 from pyflannel.kernel.host.files import read_end
 from pyflannel.kernel.host.machine import (
     ask_route,
+    closed_ports,
     docker_table,
     forwards,
     ignores_arp,
@@ -52,13 +53,14 @@ from pyflannel.kernel.host.machine import (
     port_mtus,
     shapers,
     silent_ports,
+    taking_filters,
     unforwarded,
 )
 from pyflannel.kernel.network.echo import clock_offsets
-from pyflannel.kernel.network.namespaces import learned_by, read_namespace
+from pyflannel.kernel.network.namespaces import far_ends, learned_by, read_namespace
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
-from pyflannel.model.host import Interfaces, RouteScope
+from pyflannel.model.host import Interfaces, RouteScope, TakingFilter
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
@@ -450,6 +452,7 @@ class _Host(Struct, frozen=True, kw_only=True):
     interfaces: Interfaces
     programs: tuple[BpfProgram, ...]
     containers: tuple[ContainerNamespace, ...]
+    taking_filters: tuple[TakingFilter, ...]
 
 
 async def _examined(
@@ -474,6 +477,7 @@ async def _examined(
         interfaces=interfaces,
         programs=programs[0],
         containers=await in_thread(find_containers),
+        taking_filters=await taking_filters({one.name: one.kind for one in interfaces.interfaces}),
     )
     unread = tuple(
         Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)
@@ -529,18 +533,20 @@ async def _observed(
         on_link=on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in bridges},
         silent_ports=await _silent_ports(interfaces, bridges),
+        closed_ports={port: state for name in bridges for port, state in closed_ports(name).items()},
         lacks_arp=lacks_arp(membership.underlay or ""),
         ignores_arp=family == 4 and ignores_arp(membership.underlay or ""),
         ignores_echoes=ignores_echoes(family),
         is_ethernet=is_ethernet(membership.underlay or ""),
         set_neighbours=await _set_neighbours(membership.underlay),
         shapers=await shapers(membership.underlay or ""),
+        taking_filters=host.taking_filters,
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
         docker0_ports=len(port_mtus("docker0")),
         docker_drops=docker_drops(host.saved, await docker_table(family), family),
         mark=places.mark,
         published_mac=_published_mac(places, family),
-        containers=await _with_links(host.containers, membership.subnet),
+        containers=await _with_links(host.containers, membership.subnet, _indexes(interfaces, bridges)),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),
         has_unit=has_unit("flanneld.service"),
@@ -551,11 +557,17 @@ _CONTAINERS_ASKED = 512
 """Maximum number of containers whose links are read, which takes less than a second."""
 
 
+def _indexes(interfaces: Interfaces, bridges: Iterable[str]) -> frozenset[int]:
+    """Return the indexes of the ports of the bridges."""
+    ports = {port for bridge in bridges for port in port_mtus(bridge)}
+    return frozenset(one.index for one in interfaces.interfaces if one.name in ports)
+
+
 async def _with_links(
-    found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None
+    found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None, ports: frozenset[int]
 ) -> tuple[ContainerNamespace, ...]:
-    """Return the containers. For the containers in the subnet of this host, add their links and permanent
-    neighbour entries.
+    """Return the containers. For the containers in the subnet of this host, and for those at the `ports` of
+    its bridges, add their links and permanent neighbour entries.
 
     The host sees only its own end of the link of a container, which may have another MTU.
     """
@@ -563,10 +575,20 @@ async def _with_links(
         return found
     own = [one for one in found if any(address in subnet for address in one.addresses)]
     known = {one.pid: await _with_links_of(one, subnet) for one in own[:_CONTAINERS_ASKED]}
+    if ports - {link.peer for one in known.values() for link in one.links}:
+        # A port leads to a container that has lost its address, or whose link is down.
+        ends = await far_ends(one.pid for one in found if one.pid not in known)
+        for one in found:
+            inside = frozenset(link for link, port in ends.get(one.pid, {}).items() if port in ports)
+            if inside and len(known) < _CONTAINERS_ASKED:
+                known[one.pid] = await _with_links_of(one, subnet, inside)
     return tuple(known.get(one.pid, one) for one in found)
 
 
-async def _with_links_of(container: ContainerNamespace, subnet: IpNetwork) -> ContainerNamespace:
+async def _with_links_of(
+    container: ContainerNamespace, subnet: IpNetwork, inside: frozenset[int] = frozenset()
+) -> ContainerNamespace:
+    """Return the container with its links in the subnet, and with its links whose index is in `inside`."""
     if (read := await read_namespace(container.pid)) is None:
         return container
     held: dict[int, set[IpAddress]] = {}
@@ -578,10 +600,11 @@ async def _with_links_of(container: ContainerNamespace, subnet: IpNetwork) -> Co
             mtu=link.mtu,
             mac=link.mac,
             peer=link.peer if link.kind == "veth" else 0,
-            addresses=frozenset(held[index]),
+            is_up=link.is_up,
+            addresses=frozenset(held.get(index, ())),
         )
         for index, link in read.links.items()
-        if any(address in subnet for address in held.get(index, ()))
+        if any(address in subnet for address in held.get(index, ())) or index in inside
     )
     permanent = tuple(
         SetNeighbour(address=one.address, link=read.links[one.index].name, mac=one.mac)

@@ -192,6 +192,23 @@ class Interfaces(Struct, frozen=True, kw_only=True):
         return next((one for one in self.interfaces if one.holds(address)), None)
 
 
+class TakingFilter(Struct, frozen=True, kw_only=True):
+    """A filter of traffic control that has dropped or redirected packets.
+
+    Attributes:
+        direction: ingress or egress.
+        priority: priority of the filter, with which `tc` deletes it.
+        text: the kind and the action of the filter.
+        packets: number of packets since the filter was created.
+    """
+
+    link: str
+    direction: str
+    priority: int
+    text: str
+    packets: int
+
+
 class BridgedContainer(Struct, frozen=True, kw_only=True):
     """A neighbour of the host behind a port of a bridge.
 

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from pyflannel.model.host import Interface, InterfaceAddress, Interfaces
 from pyflannel.model.network_config import IpAddress
+from pyflannel.model.route import Route
 from pyflannel.model.status import Finding, LeaseStatus, Membership, Status
 from pyflannel.plan.doctor.containers import CHECKS
 from pyflannel.plan.doctor.observed import (
@@ -37,10 +38,12 @@ def container(number: int, address: IPv4Address, mac: str, *entries: SetNeighbou
 def seen(*entries: SetNeighbour, ports: tuple[SilentPort, ...] = ()) -> Observed:
     held = (InterfaceAddress(address=IPv4Interface(f"{GATEWAY}/24")),)
     bridge = Interface(name="docker0", index=5, mtu=1450, addresses=held, mac=BRIDGE_MAC, kind="bridge")
+    ends = (Interface(name=f"veth{number}", index=number + 10, mtu=1450, kind="veth") for number in (1, 2))
     return Observed(
         status=Status(version="1", lease=LeaseStatus(subnet=OWN)),
         membership=Membership(network=IPv4Network("10.100.0.0/16"), subnet=OWN, underlay="eth0", peers={}),
-        interfaces=Interfaces(interfaces=(bridge,)),
+        interfaces=Interfaces(interfaces=(bridge, *ends)),
+        items=(Route(destination=OWN, link="docker0", source=GATEWAY, protocol=2),),
         ports={"docker0": {"veth1": 1450, "veth2": 1450}},
         containers=(container(1, ONE, ONE_MAC, *entries), container(2, OTHER, OTHER_MAC)),
         silent_ports=ports,
@@ -109,3 +112,54 @@ def test_a_port_with_an_entry_or_without_a_container_is_no_finding() -> None:
 
 def test_no_finding_about_containers_on_a_healthy_host() -> None:
     assert found(seen()) == []
+
+
+def with_link(observed: Observed, **changes: object) -> Observed:
+    """Return the observations with changes of the link of the first container."""
+    first, *others = observed.containers
+    (link,) = first.links
+    return replace(observed, containers=(replace(first, links=(replace(link, **changes),)), *others))
+
+
+def test_a_closed_port_of_a_container_is_named() -> None:
+    (one,) = found(replace(seen(), closed_ports={"veth1": "DOWN"}))
+
+    assert (one.code, one.severity) == ("port-closed", "error")
+    assert one.evidence == ("ip link show veth1: DOWN, the port of nginx, pid 1",)
+    assert one.fix == "ip link set veth1 up"
+
+
+def test_a_link_that_is_down_in_a_container_is_named() -> None:
+    (one,) = found(replace(with_link(seen(), is_up=False), closed_ports={"veth1": "NO-CARRIER"}))
+
+    assert one.evidence == ("eth0 of nginx, pid 1 is down, and veth1 has NO-CARRIER",)
+    assert one.fix.startswith("nsenter --net --target 1 ip link set eth0 up  #")
+
+
+def test_a_closed_port_without_a_visible_container_is_no_finding() -> None:
+    assert found(replace(seen(), containers=(), closed_ports={"veth1": "NO-CARRIER"})) == []
+
+
+def test_a_link_of_a_container_at_no_bridge_is_named() -> None:
+    (one,) = found(replace(seen(), ports={"docker0": {"veth2": 1450}}))
+
+    assert (one.code, one.severity) == ("port-closed", "error")
+    assert one.fix == "ip link set veth1 master docker0 up"
+
+
+def test_a_container_with_a_route_of_its_own_needs_no_bridge() -> None:
+    routed = replace(seen(), ports={"docker0": {"veth2": 1450}})
+    own = Route(destination=IPv4Network(f"{ONE}/32"), link="veth1", protocol=3)
+
+    assert found(replace(routed, items=(*routed.items, own))) == []
+
+
+@pytest.mark.parametrize("held", [frozenset(), frozenset({IPv6Address("fe80::1")})])
+def test_a_container_without_address_is_named(held: frozenset[IpAddress]) -> None:
+    (one,) = found(with_link(seen(), addresses=held))
+
+    assert (one.code, one.severity, one.evidence) == (
+        "container-address",
+        "warning",
+        ("eth0 of nginx, pid 1",),
+    )

@@ -125,7 +125,8 @@ class FlowRules:
         qdiscs: list[tuple[int, str]] = await self._route_socket().dump(dump_qdiscs(), parse_qdisc)
         links = frozenset(link for link, _ in qdiscs)
         if links != self._seen_links:  # the type of a link does not change, so only new links must be read
-            self._far_veths = frozenset(await self._route_socket().dump(dump_links(), parse_far_veth))
+            far = await self._route_socket().dump(dump_links(), parse_far_veth)
+            self._far_veths = frozenset(one.index for one in far)
             self._seen_links = links
         queued = {link for link, kind in qdiscs if kind not in _WITHOUT_QUEUE}
         filtered = frozenset(link for link, kind in qdiscs if kind in _FILTERING)

@@ -13,13 +13,14 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
 from pyflannel.errors import TargetError, target_errors
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.host.files import replace_file
+from pyflannel.model.host import TakingFilter
 from pyflannel.model.lease import Identity, is_host_name
 from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.route import RouteAnswer, Way
@@ -240,6 +241,21 @@ def silent_ports(bridge: str) -> dict[str, bool]:
     }
 
 
+def closed_ports(bridge: str) -> dict[str, str]:
+    """Return the ports of a bridge that carry no frames, by name, with their state in words of `ip link`:
+    DOWN or NO-CARRIER.
+    """
+    found: dict[str, str] = {}
+    for port in port_mtus(bridge):
+        if not (_number(_DEVICES / port / "flags") or 0) & _UP:
+            found[port] = "DOWN"
+        elif _number(_DEVICES / port / "carrier") == 0:
+            found[port] = "NO-CARRIER"
+    return found
+
+
+_UP = 0x1
+
 _REFUSED = {
     "tunnel in": (os.strerror(errno.EXDEV), os.strerror(errno.EINVAL)),
     "container in": (os.strerror(errno.EXDEV),),
@@ -280,6 +296,53 @@ async def shapers(link: str) -> tuple[str, ...]:
             if one["kind"] in _SHAPERS and one["drops"]
         )
     return ()
+
+
+async def taking_filters(links: Mapping[str, str]) -> tuple[TakingFilter, ...]:
+    """Return the filters of traffic control at links that have dropped or redirected packets; empty if they
+    are unreadable.
+
+    eBPF programs are not examined, because the kernel does not tell what they do.
+
+    Args:
+        links: the kind of every link of the host, by name.
+    """
+    found: list[TakingFilter] = []
+    with contextlib.suppress(TargetError, ValueError, KeyError, TypeError):
+        qdiscs = json.loads((await run_program("tc", "-json", "qdisc", "show")).output)
+        for one in qdiscs:
+            for direction in _FILTERED.get(one["kind"], ()) if one["dev"] in links else ():
+                place = ("dev", one["dev"], direction)
+                ran = await run_program("tc", "-json", "-statistics", "filter", "show", *place)
+                found += taking_in(ran.output, one["dev"], direction, links)
+    return tuple(found)
+
+
+_FILTERED = {"clsact": ("ingress", "egress"), "ingress": ("ingress",)}
+"""The directions in which the filters of a queueing discipline may drop packets."""
+
+_TAKING = frozenset({"drop", "stolen"})
+
+
+def taking_in(output: str, link: str, direction: str, links: Mapping[str, str]) -> Iterator[TakingFilter]:
+    """Yield the filters in the output of `tc -json -statistics filter show` whose actions took packets.
+
+    A redirection to an ifb device loses no packets, because the device returns them.
+    """
+    for one in json.loads(output or "[]"):
+        for action in one.get("options", {}).get("actions", ()):
+            there = action.get("to_dev", "")
+            stats = action.get("stats", {})
+            packets = stats.get("drops", 0) if action["kind"] == "police" else stats.get("packets", 0)
+            is_taking = action.get("control_action", {}).get("type") in _TAKING
+            if is_taking and packets and links.get(there) != "ifb":
+                yield TakingFilter(
+                    link=link,
+                    direction=direction,
+                    priority=one["pref"],
+                    text=f"{one['kind']} {f'redirects to {there}' if there else 'drops'}",
+                    packets=packets,
+                )
 
 
 _NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}

@@ -4,15 +4,23 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from pyflannel.errors import TargetError
+from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.wire.netlink.addresses import AddressRecord, dump_addresses, parse_address_message
 from pyflannel.wire.netlink.bridges import dump_learned, parse_learned
-from pyflannel.wire.netlink.links import LinkRecord, dump_links, parse_link
+from pyflannel.wire.netlink.links import (
+    LinkRecord,
+    dump_links,
+    get_namespace,
+    parse_far_veth,
+    parse_link,
+    parse_namespace,
+)
+from pyflannel.wire.netlink.message import Message
 from pyflannel.wire.netlink.neighbours import NeighbourRecord, dump_neighbours, parse_neighbour
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
@@ -70,6 +78,23 @@ async def read_namespace(pid: int) -> ReadNamespace | None:
                 neighbours=await requests.dump(dump_neighbours(0), parse_neighbour),
             )
     return None
+
+
+async def far_ends(pids: Iterable[int]) -> dict[int, dict[int, int]]:
+    """Return the links in the namespaces of processes whose other end is a veth in this namespace: the index
+    of the veth by the index of the link, by the process. Processes without such links are omitted.
+    """
+    found: dict[int, dict[int, int]] = {}
+    with contextlib.suppress(TargetError, WireError), contextlib.closing(RequestSocket()) as requests:
+        by_number: dict[int, dict[int, int]] = {}
+        for one in await requests.dump(dump_links(), parse_far_veth):
+            by_number.setdefault(one.namespace, {})[one.peer] = one.index
+        for pid in pids:
+            answer = await requests.ask(get_namespace(pid))
+            number = parse_namespace(answer.body) if isinstance(answer, Message) else None
+            if number in by_number:
+                found[pid] = by_number[number]
+    return found
 
 
 async def learned_by(bridge: int) -> list[tuple[int, str]]:

@@ -1,11 +1,20 @@
-"""Faults between the containers of this host: their neighbour entries, and the ports of their bridges."""
+"""Faults of the containers of this host: their links, addresses and neighbour entries, and the ports of their
+bridges.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from shlex import quote
 
 from pyflannel.model.network_config import IpAddress
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.observed import NAMED, Observed, some
+from pyflannel.plan.doctor.observed import (
+    NAMED,
+    ContainerLink,
+    ContainerNamespace,
+    Observed,
+    main_route,
+    some,
+)
 
 
 def _neighbours(seen: Observed) -> Iterator[Finding]:
@@ -80,4 +89,83 @@ def _ports(seen: Observed) -> Iterator[Finding]:
             )
 
 
-CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (_neighbours, _ports)
+def _cut_off(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that links between containers and their bridges carry no frames: a port is closed, or
+    the other end of a link is down, or no port of the bridge.
+    """
+    ports = {one.index: one.name for one in seen.interfaces.interfaces}
+    found = [
+        stop
+        for one in seen.containers
+        for link in one.links
+        if (port := ports.get(link.peer)) is not None
+        if (stop := _closed(seen, one, link, port) or _at_no_bridge(seen, one, link, port)) is not None
+    ]
+    if found:
+        lines, commands = zip(*found, strict=True)
+        is_inside = any(one.startswith("nsenter") for one in commands)
+        yield Finding(
+            code="port-closed",
+            severity="error",
+            cause="containers are cut off from their bridge",
+            evidence=some(lines),
+            fix="; ".join(commands[:NAMED])
+            + ("  # then restart these containers, which have lost their routes" if is_inside else ""),
+        )
+
+
+_Stop = tuple[str, str]
+"""The evidence that a container is cut off, and the command that connects it again."""
+
+
+def _closed(seen: Observed, one: ContainerNamespace, link: ContainerLink, port: str) -> _Stop | None:
+    state = seen.closed_ports.get(port)
+    if state is None:
+        return None
+    if state == "NO-CARRIER" and not link.is_up:
+        command = f"nsenter --net --target {one.pid} ip link set {quote(link.name)} up"
+        return f"{link.name} of {one.process} is down, and {port} has NO-CARRIER", command
+    return f"ip link show {port}: {state}, the port of {one.process}", f"ip link set {quote(port)} up"
+
+
+def _at_no_bridge(seen: Observed, one: ContainerNamespace, link: ContainerLink, port: str) -> _Stop | None:
+    """Return the stop if the link is not a port of the bridge to which the route leads."""
+    if any(port in ports for ports in seen.ports.values()):
+        return None
+    for address in (held for held in link.addresses if held.version == seen.family):
+        route = main_route(seen, address)
+        if route is not None and route.link in seen.ports:
+            shown = f"bridge link show dev {port}: no port, but the route to {address} leads to {route.link}"
+            command = f"ip link set {quote(port)} master {quote(route.link)} up"
+            return f"{shown}; {port} is the link of {one.process}", command
+    return None
+
+
+def _without_address(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that containers at a bridge have no address."""
+    ports = {port for names in seen.ports.values() for port in names}
+    known = {held.index for held in seen.interfaces.interfaces if held.name in ports}
+    bare = {
+        f"{link.name} of {one.process}": (one.pid, link.name)
+        for one in seen.containers
+        for link in one.links
+        if link.is_up and link.peer in known and all(held.is_link_local for held in link.addresses)
+    }
+    if bare:
+        pid, name = next(iter(bare.values()))
+        yield Finding(
+            code="container-address",
+            severity="warning",
+            cause="containers at a bridge of this host have no address",
+            evidence=some([*bare]),
+            fix=f"nsenter --net --target {pid} ip address show dev {quote(name)}"
+            "  # restart the container: its engine then assigns the address again",
+        )
+
+
+CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
+    _neighbours,
+    _ports,
+    _cut_off,
+    _without_address,
+)

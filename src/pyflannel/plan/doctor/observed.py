@@ -6,7 +6,7 @@ from shlex import quote
 from msgspec import Struct, field
 
 from pyflannel.model.fast_path import BpfProgram
-from pyflannel.model.host import Interfaces
+from pyflannel.model.host import Interfaces, TakingFilter
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.netfilter import Ruleset
@@ -36,12 +36,14 @@ class BadNeighbour(Struct, frozen=True, kw_only=True):
 
 
 class ContainerLink(Struct, frozen=True, kw_only=True):
-    """A link in the namespace of a container, with an address of this host's subnet.
+    """A link in the namespace of a container. The link has an address of this host's subnet, or its other end
+    is a port of a bridge in this subnet.
 
     Attributes:
         mtu: MTU in bytes.
         mac: MAC address in lower case with colons; "" if the link has none.
         peer: index of the other end of a veth in the namespace of the host; 0 if it is unknown.
+        is_up: True if the link is administratively up.
         addresses: all addresses of the link, of both families.
     """
 
@@ -49,6 +51,7 @@ class ContainerLink(Struct, frozen=True, kw_only=True):
     mtu: int
     mac: str = ""
     peer: int = 0
+    is_up: bool = True
     addresses: frozenset[IpAddress] = frozenset()
 
 
@@ -84,7 +87,7 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         addresses: addresses of the namespace, of both families.
         routes: the destinations of the routes of the namespace, of both families.
         on_link: the destinations that the namespace reaches without a gateway.
-        links: links with an address of this host's subnet; empty if they were not read.
+        links: links in this host's subnet, or at a bridge in this subnet; empty if they were not read.
         set_neighbours: permanent neighbour entries of both families; empty if they were not read.
     """
 
@@ -157,12 +160,15 @@ class Observed(Struct, frozen=True, kw_only=True):
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name. In a network with IPv6
             alone, bridges that have lost their address are included.
         silent_ports: the ports of these bridges that learn no MAC addresses.
+        closed_ports: the ports of these bridges that carry no frames, by name, with their state: DOWN
+            or NO-CARRIER.
         lacks_arp: True if ARP is off on the underlay, and with it neighbour discovery.
         ignores_arp: True if the host answers no ARP requests on the underlay.
         ignores_echoes: True if the host answers no ICMP echo requests.
         is_ethernet: True if the frames of the underlay have MAC addresses.
         set_neighbours: addresses whose MAC address on the underlay an operator has set.
         shapers: queueing disciplines of the underlay that have dropped packets, in words.
+        taking_filters: filters of traffic control at the links of the overlay that took packets.
         underlay_ports: ports of the underlay if the underlay is a bridge.
         docker0_ports: number of containers at docker0, if it exists.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
@@ -193,12 +199,14 @@ class Observed(Struct, frozen=True, kw_only=True):
     on_link: tuple[IpNetwork, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     silent_ports: tuple[SilentPort, ...] = ()
+    closed_ports: Mapping[str, str] = field(default_factory=dict)
     lacks_arp: bool = False
     ignores_arp: bool = False
     ignores_echoes: bool = False
     is_ethernet: bool = True
     set_neighbours: frozenset[IpAddress] = frozenset()
     shapers: tuple[str, ...] = ()
+    taking_filters: tuple[TakingFilter, ...] = ()
     underlay_ports: tuple[str, ...] = ()
     docker0_ports: int = 0
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -327,6 +327,34 @@ def _shaped(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _taken(seen: Observed) -> Iterator[Finding]:
+    """Yield the filters of traffic control that drop or redirect packets at links of the overlay."""
+    tunnel = seen.status.backend.link if seen.status.backend is not None else None
+    on_the_way = {
+        seen.membership.underlay,
+        tunnel,
+        *seen.ports,
+        *(one for ports in seen.ports.values() for one in ports),
+    }
+    found = [one for one in seen.taking_filters if one.link in on_the_way]
+    if found:
+        lines = [
+            f"tc filter show dev {one.link} {one.direction}: pref {one.priority} {one.text},"
+            f" {one.packets} packets"
+            for one in found
+        ]
+        commands = dict.fromkeys(
+            f"tc filter delete dev {quote(one.link)} {one.direction} pref {one.priority}" for one in found
+        )
+        yield Finding(
+            code="filter-takes",
+            severity="warning",
+            cause="filters of traffic control drop or redirect packets, perhaps those of the overlay",
+            evidence=some(lines),
+            fix="; ".join([*commands][:NAMED]),
+        )
+
+
 def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that the containers of Docker have addresses outside this host's subnet."""
     own, docker0 = seen.membership.subnet, seen.interfaces.named(_DOCKER0)
@@ -446,6 +474,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _arp,
     _unanswered,
     _shaped,
+    _taken,
     bridge_down,
     _container_routes,
     _container_prefixes,

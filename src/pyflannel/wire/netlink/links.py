@@ -1,8 +1,10 @@
 """Links: RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, with the parameters of vxlan devices."""
 
 import struct
+import sys
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -150,6 +152,10 @@ _SENDING_QUEUES = 31  # IFLA_NUM_TX_QUEUES
 _RECEIVING_QUEUES = 32  # IFLA_NUM_RX_QUEUES
 _DUMP_MASK = 29
 _OTHER_NAMESPACE = 37
+# RTM_GETNSID and its attributes (linux/net_namespace.h).
+_GET_NAMESPACE = 90
+_NAMESPACE_NUMBER = 1
+_NAMESPACE_PID = 2
 # Attributes within _INFO, and within the data of a TUN device (enum of IFLA_TUN_*).
 _INFO_KIND = 1
 _INFO_DATA = 2
@@ -238,12 +244,43 @@ def parse_link(body: bytes) -> LinkRecord:
     )
 
 
-def parse_far_veth(body: bytes) -> int | None:
-    """Return the index of a veth whose other end is in another namespace; None for any other link."""
+class FarVeth(NamedTuple):
+    """A veth whose other end is in another namespace.
+
+    Attributes:
+        namespace: number of this namespace in the namespace of the veth; it may be negative.
+        peer: index of the other end in its own namespace.
+    """
+
+    index: int
+    namespace: int
+    peer: int
+
+
+def parse_far_veth(body: bytes) -> FarVeth | None:
+    """Return a veth whose other end is in another namespace; None for any other link."""
     _, _, index, _, _ = unpack(_LAYOUT, body)
     found = attributes(body, _LAYOUT.size)
     kind, _ = _kind(found.get(_INFO, b""))
-    return index if kind == "veth" and _OTHER_NAMESPACE in found else None
+    if kind != "veth" or _OTHER_NAMESPACE not in found:
+        return None
+    namespace = _signed(found[_OTHER_NAMESPACE])
+    return FarVeth(index=index, namespace=namespace, peer=integer(found.get(_OTHER, b"")))
+
+
+def get_namespace(pid: int) -> Request:
+    """Return the request for the number of the namespace of a process."""
+    return Request(_GET_NAMESPACE, 0, b"\0\0\0\0" + attribute(_NAMESPACE_PID, _U32.pack(pid)))
+
+
+def parse_namespace(body: bytes) -> int | None:
+    """Return the number of a namespace; None if it has no number here."""
+    number = _signed(attributes(body, 4).get(_NAMESPACE_NUMBER, b""))
+    return number if number >= 0 else None
+
+
+def _signed(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder, signed=True) if value else -1
 
 
 def create_vxlan(name: str, mac: str, vxlan: VxlanRecord) -> Request:
