@@ -357,6 +357,15 @@ def test_an_ipsec_policy_that_drops_packets_is_named(one: IpsecPolicy, evidence:
     assert finding.fix.startswith(fix)
 
 
+def test_the_policies_of_both_directions_of_a_forwarded_packet_are_named_at_once() -> None:
+    finding = found(
+        with_policies(*(policy(one, "10.100.0.0/16", "10.100.0.0/16") for one in ("forward", "out")))
+    )
+
+    assert [line.partition(" dir ")[2].split()[0] for line in finding.evidence] == ["fwd", "out"]
+    assert " dir fwd; ip xfrm policy delete " in finding.fix
+
+
 @pytest.mark.parametrize(
     "policies",
     [

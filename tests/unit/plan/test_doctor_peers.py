@@ -227,6 +227,51 @@ def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:
     assert [one.code for one in with_peers((AWAY,), results, STATUS)] == ["daemon-away", "tunnel-blocked"]
 
 
+@pytest.mark.parametrize(
+    ("code", "explains_tunnel", "explains_underlay"),
+    [
+        ("tunnel-dropped", True, True),
+        ("forward-dropped", True, False),
+        ("bridge-down", True, False),
+        ("forwarding-off", False, False),
+        ("port-closed", False, False),
+        ("container-neighbour", False, False),
+    ],
+)
+def test_a_fault_explains_only_the_packets_that_it_may_stop(
+    code: str, explains_tunnel: bool, explains_underlay: bool
+) -> None:
+    fault = replace(DROPPED, code=code)
+    blocked, silent = [reach(1, REACHED, SILENT, None)], [reach(1, SILENT, SILENT, None)]
+
+    assert (len(with_peers((fault,), blocked, STATUS)) == 1) is explains_tunnel
+    assert (len(with_peers((fault,), silent, STATUS)) == 1) is explains_underlay
+    assert (stop(path("reached", "silent", "silent"), local=(fault,))[0] == "this host") is explains_tunnel
+    assert (stop(path("silent", "silent", "silent"), local=(fault,))[0] == "this host") is explains_underlay
+
+
+@pytest.mark.parametrize(
+    ("noun", "explains"),
+    [("tunnel packets to UDP port 8472 of peers", True), ("packets of 10.100.0.0/16", False)],
+)
+def test_an_ipsec_policy_for_the_overlay_does_not_explain_silence_on_the_underlay(
+    noun: str, explains: bool
+) -> None:
+    fault = replace(DROPPED, code="ipsec-block", cause=f"IPsec policies drop {noun}")
+
+    found = with_peers((fault,), [reach(1, SILENT, SILENT, None)], STATUS)
+
+    assert (len(found) == 1) is explains
+
+
+def test_two_faults_have_the_consequences_that_each_explains() -> None:
+    results = [reach(1, REACHED, SILENT, None), reach(2, SILENT, SILENT, None)]
+
+    found = with_peers((DROPPED, replace(DROPPED, code="tunnel-dropped")), results, STATUS)
+
+    assert [(one.code, len(one.evidence)) for one in found] == [("forward-dropped", 1), ("tunnel-dropped", 1)]
+
+
 def neighbour(address: str, state: str, *, is_set: bool = False) -> BadNeighbour:
     return BadNeighbour(address=IPv4Address(address), link="eth0", text=f"{address} {state}", is_set=is_set)
 

@@ -32,6 +32,10 @@ PORTS = 8
 """Maximum number of ports of a bridge for which the rules of the family bridge are evaluated."""
 
 
+TUNNEL_PACKETS = "tunnel packets"
+"""The beginning of the noun of a flow in the tunnel."""
+
+
 class Flow(NamedTuple):
     """Packets of one kind, with the name that a finding uses for them, and the conditions by which a rule
     accepts them.
@@ -56,7 +60,7 @@ def tunnel_flow(packet: Packet, port: int, hooks: tuple[Hook, ...], *, severity:
     is_in = hooks == IN
     return Flow(
         code="tunnel-dropped" if is_in else "tunnel-not-sent",
-        noun=f"tunnel packets of peers to {noun}" if is_in else f"tunnel packets to {noun} of peers",
+        noun=f"{TUNNEL_PACKETS} of peers to {noun}" if is_in else f"{TUNNEL_PACKETS} to {noun} of peers",
         accepted=noun,
         packet=packet,
         hooks=hooks,

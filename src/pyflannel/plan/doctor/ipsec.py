@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pyflannel.model.host import Interfaces, IpsecPolicy
 from pyflannel.model.netfilter import TCP, UDP, Packet
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.filters import Flow, container_flows, tunnel_flows
+from pyflannel.plan.doctor.filters import TUNNEL_PACKETS, Flow, container_flows, tunnel_flows
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 from pyflannel.plan.netfilter import IN, OUT, THROUGH
 
 
-def blocking_policy(flow: Flow, interfaces: Interfaces) -> IpsecPolicy | None:
-    """Return the IPsec policy that drops the packets of a flow; None if none does.
+def blocking_policies(flow: Flow, interfaces: Interfaces) -> list[IpsecPolicy]:
+    """Return the IPsec policies that drop the packets of a flow, at most one for each direction.
 
     The matching policy with the lowest priority number decides. If several policies have this number, the
     oldest policy decides, which the kernel lists last. A forwarded packet is also checked when it leaves.
@@ -19,6 +19,7 @@ def blocking_policy(flow: Flow, interfaces: Interfaces) -> IpsecPolicy | None:
     Source: net/xfrm/xfrm_policy.c, xfrm_policy_match, xfrm_policy_insert_list, xfrm_policy_walk.
     """
     packet = flow.packet
+    found = []
     directions = {IN: ("in",), OUT: ("out",), THROUGH: ("forward", "out")}.get(flow.hooks, ())
     for direction in directions:
         name = packet.oif if direction == "out" else packet.iif
@@ -31,8 +32,8 @@ def blocking_policy(flow: Flow, interfaces: Interfaces) -> IpsecPolicy | None:
         ]
         first = min(matching, key=lambda one: one.priority, default=None)
         if first is not None and first.is_block:
-            return first
-    return None
+            found.append(first)
+    return found
 
 
 def _selects(policy: IpsecPolicy, packet: Packet, link: int) -> bool:
@@ -84,7 +85,7 @@ def _blocked_by_ipsec(seen: Observed) -> Iterator[Finding]:
     """Yield the IPsec policies that drop packets of the overlay."""
     found: dict[IpsecPolicy, str] = {}
     for flow in (*tunnel_flows(seen), *container_flows(seen)):
-        if (policy := blocking_policy(flow, seen.interfaces)) is not None:
+        for policy in blocking_policies(flow, seen.interfaces):
             found.setdefault(policy, flow.noun)
     if found:
         nouns = " and ".join(dict.fromkeys(found.values()))
@@ -96,6 +97,11 @@ def _blocked_by_ipsec(seen: Observed) -> Iterator[Finding]:
             fix=f"{'; '.join(policy_removal(one) for one in list(found)[:NAMED])}"
             "  # or change the connection of the IPsec daemon that installs it",
         )
+
+
+def of_tunnel(finding: Finding) -> bool:
+    """Return whether a finding of this module is about tunnel packets."""
+    return TUNNEL_PACKETS in finding.cause
 
 
 CHECKS = (_blocked_by_ipsec,)

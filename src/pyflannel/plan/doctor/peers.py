@@ -15,6 +15,7 @@ from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import NarrowPath, PeerReach, PingReport, PingStep, StepName
 from pyflannel.model.status import Finding, Severity, Status
+from pyflannel.plan.doctor.ipsec import of_tunnel
 from pyflannel.plan.doctor.observed import BadNeighbour, resolution, some
 
 Place = Literal["this host", "underlay", "tunnel", "peer", "container"]
@@ -91,23 +92,47 @@ def _stop(
     refused = next((one.reason for one in status.refused_peers if one.subnet == peer.subnet), None)
     if refused is not None:
         return _Stop("this host", f"this host does not send to {_name(peer)}: {refused}", "flannelctl peers")
-    if (one := _obstacle(local)) is not None:
+    underlay = steps.get("underlay")
+    is_near = underlay is not None and underlay.state != "reached"
+    if (one := _obstacle(local, on_underlay=is_near)) is not None:
         return _Stop("this host", one.cause, one.fix)
     if decisive.state == "unsent":
         return _Stop("this host", decisive.text, "flannelctl doctor")
     if tunnel is not None and tunnel.state != "reached":
-        return _before_the_peer(peer, tunnel, steps.get("underlay"), status)
-    return _behind_the_tunnel(peer, container, steps.get("underlay"))
+        return _before_the_peer(peer, tunnel, underlay, status)
+    return _behind_the_tunnel(peer, container, underlay)
 
 
-_BESIDE_THE_PATH = frozenset({"daemon-away", "store-away"})
-"""Codes of findings that are errors, but do not stop packets to known peers."""
+_BESIDE_THE_PATH = frozenset(
+    {
+        "certificate-invalid",
+        "container-neighbour",
+        "daemon-away",
+        "forwarding-off",
+        "port-closed",
+        "port-not-learning",
+        "store-away",
+    }
+)
+"""Codes of findings that are errors, but do not stop packets of this host itself to known peers. These
+findings do not explain that probes get no answer."""
+
+_BEHIND_THE_UNDERLAY = frozenset(
+    {"bridge-down", "docker-drops", "forward-dropped", "ipv6-off", "overlay-address", "vtep-mac"}
+)
+"""Codes of findings that are errors about packets of the overlay, and do not explain that a peer is silent on
+the underlay."""
 
 
-def _obstacle(found: Iterable[Finding]) -> Finding | None:
-    """Return the first finding that explains lost packets."""
-    errors = (one for one in found if one.severity == "error" and one.code not in _BESIDE_THE_PATH)
-    return next(errors, None)
+def _obstacle(found: Iterable[Finding], *, on_underlay: bool) -> Finding | None:
+    """Return the first finding that explains lost packets, or packets that are lost on the underlay."""
+    for one in found:
+        if one.severity != "error" or one.code in _BESIDE_THE_PATH:
+            continue
+        is_behind = one.code in _BEHIND_THE_UNDERLAY or (one.code == "ipsec-block" and not of_tunnel(one))
+        if not (on_underlay and is_behind):
+            return one
+    return None
 
 
 def _too_small(peer: LeaseEntry, tunnel: PingStep | None, status: Status) -> _Stop | None:
@@ -189,7 +214,7 @@ def with_peers(
 ) -> tuple[Finding, ...]:
     """Return the findings about this host, including findings about peers that do not answer.
 
-    If this host loses packets itself, silent peers are a consequence, and not a separate finding.
+    If a fault of this host explains that peers are silent, this is a consequence, and not a separate finding.
 
     Args:
         found: the findings about this host.
@@ -198,16 +223,21 @@ def with_peers(
         neighbours: neighbour entries after the probes that may stop packets, by the public address of the
             peer.
     """
-    peers = tuple(reach_findings(reach, status, neighbours))
-    cause = _obstacle(found)
-    if cause is None:
-        ranks = {"error": 0, "warning": 1, "info": 2}
-        return tuple(sorted((*found, *peers), key=lambda one: ranks[one.severity]))
-    lost = [one for one in peers if one.severity != "info"]
-    consequences = tuple(f"consequence: {one.cause}" for one in lost)
-    whole = replace(cause, evidence=(*cause.evidence, *consequences))
-    known = [one for one in peers if one.severity == "info"]
-    return (*(whole if one is cause else one for one in found), *known)
+    kept, consequences = list(found), dict[Finding, list[str]]()
+    for one in reach_findings(reach, status, neighbours):
+        on_underlay = one.code not in _BEYOND_THE_UNDERLAY
+        cause = None if one.severity == "info" else _obstacle(found, on_underlay=on_underlay)
+        if cause is None:
+            kept.append(one)
+        else:
+            consequences.setdefault(cause, []).append(f"consequence: {one.cause}")
+    ranks = {"error": 0, "warning": 1, "info": 2}
+    whole = (replace(one, evidence=(*one.evidence, *consequences.get(one, ()))) for one in kept)
+    return tuple(sorted(whole, key=lambda one: ranks[one.severity]))
+
+
+_BEYOND_THE_UNDERLAY = frozenset({"path-mtu", "tunnel-blocked"})
+"""Codes of the findings about peers that answer on the underlay."""
 
 
 def reach_findings(

@@ -21,7 +21,7 @@ from pyflannel.plan.doctor.filters import (
     tunnel_flow,
     tunnel_packet,
 )
-from pyflannel.plan.doctor.ipsec import blocking_policy, policy_removal, policy_text
+from pyflannel.plan.doctor.ipsec import blocking_policies, policy_removal, policy_text
 from pyflannel.plan.doctor.observed import resolution
 from pyflannel.plan.doctor.packets import loosened
 from pyflannel.plan.netfilter import IN, OUT, judge, why
@@ -43,7 +43,7 @@ def rules(facts: Facts, flow: Flow) -> Iterator[TraceStep]:
     """Yield the filter rule or the IPsec policy that drops or changes a packet, or one step if no rule
     does.
     """
-    if (policy := blocking_policy(flow, facts.interfaces)) is not None:
+    for policy in blocking_policies(flow, facts.interfaces)[:1]:
         text = policy_text(policy)
         yield fails("rule", text, f"an IPsec policy drops {flow.noun}", policy_removal(policy))
     judged = judge(flow.packet, facts.ruleset, flow.hooks)
