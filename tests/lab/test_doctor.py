@@ -545,6 +545,32 @@ def test_without_a_daemon_the_rest_of_the_host_is_examined(overlay, healthy: Hos
     overlay.join(healthy)
 
 
+def test_a_stopped_daemon_is_found_and_the_command_continues_it(overlay, healthy: Host) -> None:
+    with paused(overlay.daemons[healthy.name]):
+        found = examine(healthy, exit_code=1)["daemon-away"]
+        healthy.run(["sh", "-c", found["fix"]])
+
+        assert re.fullmatch(r"kill -CONT \d+", found["fix"])
+        assert "is stopped" in found["cause"]
+        assert examine(healthy).keys() <= {"backend-note"}
+
+
+def test_a_user_without_permission_is_told_so(healthy: Host) -> None:
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "flannelctl"]
+
+    said = {
+        verb: healthy.run([*nobody, *verb.split()], check=False)
+        for verb in ("doctor", "status", "ping docker2", "trace 10.100.1.1")
+    }
+
+    assert "this user has no permission to ask flanneld" in said["doctor"].stdout
+    assert "    do: Run flannelctl as root" in said["doctor"].stdout
+    assert "peers" not in said["status"].stdout
+    for verb in ("ping docker2", "trace 10.100.1.1"):
+        assert said[verb].returncode == 3
+        assert "Run flannelctl as root" in said[verb].stderr
+
+
 def test_remains_of_the_original_are_found_on_a_host_without_pyflannel(overlay) -> None:
     """All remains are found, and doctor recommends cleanup."""
     host = overlay.hosts["docker3"]

@@ -82,12 +82,13 @@ def _is_too_wide(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> bool
     """Return whether the other columns leave too little of the terminal to the last column, which may be
     folded.
     """
-    *widths, _ = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
-    return sum(widths) + 2 * len(widths) + _LAST_COLUMN > shutil.get_terminal_size().columns
+    *widths, last = (max(map(len, column)) for column in zip(headings, *rows, strict=True))
+    needed = sum(widths) + 2 * len(widths) + min(last, _LAST_COLUMN)
+    return needed > shutil.get_terminal_size().columns
 
 
 _LAST_COLUMN = 24
-"""Characters that the last column of a table needs at least."""
+"""Characters that the last column of a table needs at most; longer texts are folded."""
 
 
 def print_facts(facts: Iterable[tuple[str, str]], health: Mapping[str, bool] = MappingProxyType({})) -> None:
@@ -100,6 +101,11 @@ def print_facts(facts: Iterable[tuple[str, str]], health: Mapping[str, bool] = M
     for name, value in lines:
         colour = None if name not in health else "green" if health[name] else "red"
         click.echo(f"{click.style(name.ljust(width), fg=colour, bold=True)}  {one_line(value)}")
+
+
+def label_of(fix: str) -> str:
+    """Return the label of a remedy: `type` for a command, `do` for a sentence."""
+    return "do" if fix[:1].isupper() else "type"
 
 
 def both(ipv4: object, ipv6: object) -> str:

@@ -14,6 +14,7 @@ import click
 from pyflannel.cli.answers import (
     answer,
     duration,
+    label_of,
     network_of,
     places_of,
     print_facts,
@@ -120,7 +121,9 @@ def _print_trace(report: TraceReport) -> None:
     say(f"from {report.source} to {report.destination}")
     print_table(("STEP", "RESULT", "FOUND"), map(_trace_row, report.steps))
     if report.stops is not None:
-        print_facts([("stops at", f"{report.stops}: {report.cause}"), ("type", report.fix or "")])
+        print_facts(
+            [("stops at", f"{report.stops}: {report.cause}"), (label_of(report.fix or ""), report.fix or "")]
+        )
     if report.probe is not None:
         _print_probe(report.probe)
 

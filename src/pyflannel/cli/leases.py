@@ -55,7 +55,7 @@ def leases() -> None:
     Examples:
       flannelctl leases
       flannelctl leases docker1
-      flannelctl leases reserve 10.100.15.0/24
+      flannelctl leases reserve 10.100.15.0/24 --public-ip 10.10.10.101
       flannelctl leases history 10.100.15.0/24
     """
 
@@ -76,7 +76,7 @@ def list_leases(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_
         print_json(format_leases(entries))
     else:
         rows = [(*cells(entry, is_wide=wide), _expiry(entry)) for entry in entries]
-        print_table((*headings(is_wide=wide), "EXPIRES"), rows)
+        print_table((*headings(is_wide=wide), "EXPIRES"), rows, can_stack=True)
 
 
 async def _leases(invocation: Invocation, run_dir: Path | None) -> list[LeaseEntry]:
@@ -263,7 +263,7 @@ def history(invocation: Invocation, subnet: str | None, renewals: bool, run_dir:
     if invocation.wants_json:
         print_json(format_document(replace(found, changes=tuple(shown))))
         return
-    print_table(_HEADINGS, map(_row, shown))
+    print_table(_HEADINGS, map(_row, shown), can_stack=True)
     say(_reach(found))
 
 

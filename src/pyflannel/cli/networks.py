@@ -39,7 +39,7 @@ def network() -> None:
 
     Examples:
       flannelctl network ls
-      flannelctl network create blue '{"Network": "10.101.0.0/16"}'
+      flannelctl network create blue '{"Network": "10.101.0.0/16", "Backend": {"Type": "udp", "Port": 8286}}'
       flannelctl network rm blue
     """
 
@@ -69,7 +69,7 @@ def ls(invocation: Invocation, run_dir: Path | None) -> None:
     if invocation.wants_json:
         print_json(format_document(found))
     else:
-        print_table(_HEADINGS, map(_row, found.networks))
+        print_table(_HEADINGS, map(_row, found.networks), can_stack=True)
 
 
 async def _list(invocation: Invocation, run_dir: Path | None) -> Networks:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from pyflannel.cli.answers import answer, places_of, print_facts, print_json, print_table
+from pyflannel.cli.answers import answer, label_of, places_of, print_facts, print_json, print_table
 from pyflannel.cli.hosts import complete_host
 from pyflannel.cli.invocation import Invocation, Verb, run_dir_option, say, shared_options, state_options
 from pyflannel.model.lease import host_text
@@ -60,7 +60,10 @@ def _print_report(report: PingReport) -> None:
         (f"IPv{step.family} {step.name}" if has_families else step.name, _step(step)) for step in report.steps
     ]
     if report.stops is not None:
-        lines += [("stops at", f"{report.stops}: {report.cause}"), ("type", report.fix or "")]
+        lines += [
+            ("stops at", f"{report.stops}: {report.cause}"),
+            (label_of(report.fix or ""), report.fix or ""),
+        ]
     print_facts([("host", f"{host_text(report.public_ip, report.host_name)}, {report.subnet}"), *lines])
 
 
@@ -119,7 +122,7 @@ def _print_bench(report: BenchReport) -> None:
     encrypted = ", encrypted" if report.is_encrypted else ""
     host = host_text(report.public_ip, report.host_name)
     say(f"{host}, {report.subnet}, {report.backend_type}{encrypted}")
-    print_table(_BENCH_HEADINGS, map(_bench_row, report.lines))
+    print_table(_BENCH_HEADINGS, map(_bench_row, report.lines), can_stack=True)
     for label, texts in (("measured", report.measured), ("not measured", report.not_measured)):
         for text in texts:
             say(f"{label}: {text}")

@@ -16,6 +16,7 @@ from pyflannel.cli.answers import (
     both,
     duration,
     handshake,
+    label_of,
     places_of,
     print_facts,
     print_json,
@@ -106,7 +107,7 @@ def _print_findings(found: Sequence[Finding]) -> None:
         say(one.cause, label=click.style(one.severity, fg=_COLOURS[one.severity], bold=True))
         for line in one.evidence:
             say(f"    seen: {line}")
-        say(f"    type: {one.fix}")
+        say(f"    {label_of(one.fix)}: {one.fix}")
     if not found:
         say("found no problem on this host")
 
@@ -254,7 +255,8 @@ def facts(found: Status, *, is_wide: bool = False) -> Iterator[tuple[str, str]]:
             yield "note", note
     if found.store:
         yield "store", _store(found.store)
-    yield "peers", str(found.peers)
+    if found.is_live or found.peers:  # without flanneld and its files, the number is unknown
+        yield "peers", str(found.peers)
     if found.wireguard:
         yield from _wireguard(found.wireguard)
     yield from _refused_peers(found)

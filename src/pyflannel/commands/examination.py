@@ -20,7 +20,7 @@ from pyflannel.commands.host_links import (
     on_link,
     routes_of_network,
 )
-from pyflannel.commands.local_daemon import offline_status
+from pyflannel.commands.local_daemon import daemon_process, may_ask, offline_status
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.reach import (
     bench_path,
@@ -244,11 +244,21 @@ async def _known(places: Places, socket: Path | None) -> tuple[Places, Status, l
         places = replace(places, run_dir=socket.parent)
     status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
     if not leases:
-        raise NotReadyError(
-            "no lease is known on this host: flanneld does not respond, or has no lease",
-            hint="flannelctl doctor",
-        )
+        raise without_leases(places)
     return places, status, leases
+
+
+def without_leases(places: Places) -> NotReadyError:
+    """Return the error that this process knows no leases."""
+    if not may_ask(places.control_socket):
+        return NotReadyError(
+            "this user has no permission to ask flanneld, and to read its files",
+            hint="Run flannelctl as root, or as the user of flanneld.",
+        )
+    return NotReadyError(
+        "no lease is known on this host: flanneld does not respond, or has no lease",
+        hint="Run flannelctl doctor.",
+    )
 
 
 async def _findings_in_time(
@@ -519,6 +529,8 @@ async def _observed(
         status=status,
         membership=membership,
         family=family,
+        may_ask=may_ask(places.control_socket),
+        daemon=daemon_process(places.lock),
         claimed=places.device(),
         original=find_original(),
         items=host.items,

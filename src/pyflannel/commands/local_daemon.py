@@ -23,6 +23,7 @@ from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backend.wireguard import WireguardBackend
 from pyflannel.plan.backends import backend_of
+from pyflannel.plan.doctor.observed import DaemonProcess
 from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
 from pyflannel.processes.systemd import service_of, stop_service
 from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
@@ -57,6 +58,28 @@ def running_daemon(lock: Path) -> int | None:
             if descriptor.samefile(lock):
                 return pid
     return None
+
+
+def daemon_process(lock: Path) -> DaemonProcess | None:
+    """Return the daemon that holds `lock`, and whether it is stopped; None without a daemon."""
+    pid = running_daemon(lock)
+    if pid is None:
+        return None
+    state = ""
+    with contextlib.suppress(OSError):  # after the name in parentheses: proc_pid_stat(5)
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][:1]
+    return DaemonProcess(pid=pid, is_stopped=state in ("T", "t"))
+
+
+def may_ask(socket: Path) -> bool:
+    """Return False if this process has no permission to use a control socket."""
+    try:
+        socket.stat()
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return os.access(socket, os.W_OK)
 
 
 async def stop_daemon(lock: Path) -> int | None:

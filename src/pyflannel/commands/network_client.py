@@ -173,6 +173,8 @@ def _reason(error: OSError, deadline_s: float) -> str:
 def _hint(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "Run flannelctl as root, or as the user of flanneld."
+    if isinstance(error, TimeoutError):
+        return "Read the log of flanneld, and restart flanneld if it hangs."
     return "Start flanneld, or select its socket with --socket or --run-dir."
 
 

@@ -10,10 +10,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
-from pyflannel.commands.examination import leases_of_host, programs_of, status_of_host
+from pyflannel.commands.examination import leases_of_host, programs_of, status_of_host, without_leases
 from pyflannel.commands.host_links import interfaces_of_host
 from pyflannel.commands.reach import probe_path
-from pyflannel.errors import FlannelError, NotReadyError, TargetError, WireError
+from pyflannel.errors import FlannelError, TargetError, WireError
 from pyflannel.kernel.filters.packet_trace import trace_echo
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.filters.ruleset import ReadRules, read_ruleset
@@ -77,10 +77,7 @@ async def trace_packet(
         status_of_host(places), leases_of_host(places), interfaces_of_host()
     )
     if not leases:
-        raise NotReadyError(
-            "no lease is known on this host: flanneld does not respond, or has no lease",
-            hint="flannelctl doctor",
-        )
+        raise without_leases(places)
     families, family = families_of(status), destination.version
     status, leases = status_in(status, family, leases), leases_in(leases, family)
     if not leases:

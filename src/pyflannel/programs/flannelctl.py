@@ -1,5 +1,7 @@
 """flannelctl: shows, checks and changes a flannel network."""
 
+import contextlib
+import errno
 import importlib
 import itertools
 import logging
@@ -207,9 +209,21 @@ def run(arguments: Sequence[str], *, began: float | None = None) -> int:
             raise
         if isinstance(first, PermissionError) and os.geteuid() != 0:
             return _fail(f"no permission to use {first.filename}", "Run flannelctl as root.", 1, wants_json)
+        if isinstance(first, OSError) and first.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _without_output(first)
         hint = f"This is a defect: set {_TRACEBACK}=1 to see the traceback, and report it."
         return _fail(f"{type(first).__name__}: {first}", hint, 1, wants_json)
     return code if isinstance(code, int) else 0
+
+
+def _without_output(error: OSError) -> int:
+    """Report that standard output cannot be written, and return the exit code. Python does not write the rest
+    of the output when it exits.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    hint = "Delete files, or write the output to another file system."
+    return _fail(f"the output cannot be written: {(error.strerror or '').lower()}", hint, 1, wants_json=False)
 
 
 def _first(error: Exception) -> Exception:

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from pyflannel.assembly.directories import Places
-from pyflannel.cli.answers import duration, places_of, print_facts, print_json, print_table
+from pyflannel.cli.answers import duration, label_of, places_of, print_facts, print_json, print_table
 from pyflannel.cli.invocation import say
 
 
@@ -108,3 +108,27 @@ def test_the_variable_of_a_prefix_selects_its_daemon(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setenv("FLANNELD_ETCD_PREFIX", "blue")
     assert places_of(None) == Places()
+
+
+@pytest.mark.parametrize(
+    ("fix", "label"), [("ip link set eth0 up  # Then wait.", "type"), ("Start flanneld.", "do"), ("", "type")]
+)
+def test_a_remedy_is_a_command_to_type_or_a_sentence(fix: str, label: str) -> None:
+    assert label_of(fix) == label
+
+
+@pytest.mark.parametrize(("columns", "is_table"), [(66, True), (60, False)])
+def test_a_table_that_does_not_fit_the_terminal_does_not_split_words(
+    columns: int, is_table: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last column may be short."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+
+    headings = ("SUBNET", "HOST", "PUBLIC IP", "BACKEND", "EXPIRES")
+    row = ("10.100.178.0/24", "docker3", "192.168.50.101", "udp", "in 23 h 56 min")
+    print_table(headings, [row], can_stack=True)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (2 if is_table else len(headings))
+    assert all(any(word in line for line in lines) for word in row)

@@ -35,7 +35,7 @@ from pyflannel.model.status import (
 from pyflannel.plan.doctor.daemon import RECENT_S, SLOW_S, store_findings
 from pyflannel.plan.doctor.docker import docker_drops
 from pyflannel.plan.doctor.findings import findings
-from pyflannel.plan.doctor.observed import Certificate, Observed
+from pyflannel.plan.doctor.observed import Certificate, DaemonProcess, Observed
 from pyflannel.plan.doctor.peers import clock_findings
 from pyflannel.plan.routes import overlap_note
 from pyflannel.wire.iptables import parse_save
@@ -362,7 +362,46 @@ def test_a_remedy_names_systemctl_only_if_a_unit_exists() -> None:
 
     fixes = [findings(replace(seen, has_unit=has_unit))[0].fix for has_unit in (True, False)]
 
-    assert fixes == ["systemctl start flanneld", "start flanneld"]
+    assert fixes == ["systemctl start flanneld", "Start flanneld."]
+
+
+@pytest.mark.parametrize(
+    ("process", "has_unit", "cause", "fix"),
+    [
+        (DaemonProcess(pid=7, is_stopped=True), True, "flanneld (pid 7) is stopped: ", "kill -CONT 7"),
+        (
+            DaemonProcess(pid=7),
+            True,
+            "flanneld (pid 7) runs, but does not respond: ",
+            "systemctl restart flanneld  # read its log first",
+        ),
+        (
+            DaemonProcess(pid=7),
+            False,
+            "flanneld (pid 7) runs, but does not respond: ",
+            "kill -KILL 7  # read its log first, and start flanneld again",
+        ),
+    ],
+)
+def test_a_daemon_that_hangs_is_not_started_a_second_time(
+    process: DaemonProcess, has_unit: bool, cause: str, fix: str
+) -> None:
+    seen = replace(HEALTHY, status=replace(READY, is_live=False, is_ready=False), daemon=process)
+
+    (found,) = findings(replace(seen, has_unit=has_unit))
+
+    assert (found.code, found.fix) == ("daemon-away", fix)
+    assert found.cause.startswith(cause)
+
+
+def test_a_user_without_permission_learns_that_the_problems_are_unknown() -> None:
+    seen = replace(HEALTHY, status=replace(READY, is_live=False, is_ready=False), may_ask=False)
+
+    (found,) = findings(seen)
+
+    assert (found.code, found.severity) == ("daemon-away", "error")
+    assert found.cause.startswith("this user has no permission to ask flanneld")
+    assert found.fix == "Run flannelctl as root, or as the user of flanneld."
 
 
 @pytest.mark.parametrize(

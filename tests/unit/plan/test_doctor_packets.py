@@ -134,7 +134,7 @@ def test_each_chain_that_drops_the_same_packets_is_named() -> None:
             iptables(":INPUT ACCEPT", "-A INPUT -m set --match-set bad src -j DROP"),
             "rules-unknown",
             "iptables rule in filter INPUT: -m set --match-set bad src -j DROP (--match-set bad src)",
-            "flannelctl ping HOST  # shows whether packets arrive",
+            "flannelctl peers  # shows whether packets arrive",
         ),
     ],
 )

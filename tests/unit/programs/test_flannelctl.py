@@ -238,3 +238,15 @@ def test_output_to_a_closed_pipe_causes_no_error_text() -> None:
 
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_full_disk_is_not_reported_as_a_defect() -> None:
+    command = [sys.executable, "-m", "pyflannel.programs.flannelctl", "--help"]
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "flannelctl: the output cannot be written: no space left on device",
+        "  Delete files, or write the output to another file system.",
+    ]

@@ -27,13 +27,7 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
     status = seen.status
     waiting = status.waiting_for or "no reason given"
     if not status.is_live:
-        yield Finding(
-            code="daemon-away",
-            severity="error",
-            cause="flanneld does not respond: damage is not repaired and new peers are unreachable",
-            evidence=(waiting,),
-            fix="systemctl start flanneld" if seen.has_unit else "start flanneld",
-        )
+        yield _away(seen, waiting)
     elif status.store is not None and not status.store.is_connected:
         is_cluster = status.store.url == "kube:"
         yield Finding(
@@ -62,7 +56,8 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause="the host refuses a part of the plan",
             evidence=some(status.reconcile.refused),
-            fix="journalctl -u flanneld  # shows each refusal with its remedy",
+            fix=f"{'journalctl -u flanneld' if seen.has_unit else 'flannelctl events'}"
+            "  # shows each refusal; the log of flanneld also contains the remedies",
         )
     elif status.lease is not None and status.lease.trouble is not None:
         yield Finding(
@@ -78,6 +73,28 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             cause=f"flanneld waits for {waiting}",
             fix="flannelctl status",
         )
+
+
+def _away(seen: Observed, reason: str) -> Finding:
+    """Return the finding that flanneld does not respond: it does not run, hangs or is stopped, or this user
+    may not ask it.
+    """
+    effect = "damage is not repaired and new peers are unreachable"
+    cause = f"flanneld does not respond: {effect}"
+    fix = "systemctl start flanneld" if seen.has_unit else "Start flanneld."
+    if not seen.may_ask:
+        cause = "this user has no permission to ask flanneld, so most problems of this host are unknown"
+        fix = "Run flannelctl as root, or as the user of flanneld."
+    elif seen.daemon is not None:
+        pid, is_stopped = seen.daemon.pid, seen.daemon.is_stopped
+        cause = (
+            f"flanneld (pid {pid}) {'is stopped' if is_stopped else 'runs, but does not respond'}: {effect}"
+        )
+        restart = "systemctl restart flanneld" if seen.has_unit else f"kill -KILL {pid}"
+        fix = f"kill -CONT {pid}" if is_stopped else f"{restart}  # read its log first"
+        if not seen.has_unit and not is_stopped:
+            fix += ", and start flanneld again"
+    return Finding(code="daemon-away", severity="error", cause=cause, evidence=(reason,), fix=fix)
 
 
 SLOW_S = 0.25

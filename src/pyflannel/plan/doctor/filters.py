@@ -318,7 +318,7 @@ def _filters(seen: Observed) -> Iterator[Finding]:
             severity="info",
             cause="doctor cannot evaluate these filter rules, which may drop packets of the overlay",
             evidence=some([f"{text} ({reason})" if reason else text for text, reason in unknown.items()]),
-            fix="flannelctl ping HOST  # shows whether packets arrive",
+            fix="flannelctl peers  # shows whether packets arrive",
         )
 
 

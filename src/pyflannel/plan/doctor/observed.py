@@ -135,6 +135,17 @@ class Certificate(Struct, frozen=True, kw_only=True):
     not_after: float
 
 
+class DaemonProcess(Struct, frozen=True, kw_only=True):
+    """The process that holds the lock of the daemon.
+
+    Attributes:
+        is_stopped: True if a signal or a debugger stopped the process.
+    """
+
+    pid: int
+    is_stopped: bool = False
+
+
 class Observed(Struct, frozen=True, kw_only=True):
     """The observations of a host in one family of its network.
 
@@ -144,6 +155,8 @@ class Observed(Struct, frozen=True, kw_only=True):
         status: the status as in a network with this family alone.
         family: the family.
         is_first: True for the first family of the network, whose findings include those about the whole host.
+        may_ask: False if this process has no permission to use the control socket of the daemon.
+        daemon: the process of the daemon; None if it does not run, or is not visible.
         claimed: the device name that the daemon claims; None if pyflannel has not run here.
         original: process ID of an original flanneld on this host.
         items: all links, all routes of the main table, and the filter rules whose names are those of flannel.
@@ -185,6 +198,8 @@ class Observed(Struct, frozen=True, kw_only=True):
     membership: Membership
     family: Family = 4
     is_first: bool = True
+    may_ask: bool = True
+    daemon: DaemonProcess | None = None
     claimed: str | None = None
     original: int | None = None
     items: tuple[Item, ...] = ()
