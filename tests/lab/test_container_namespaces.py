@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from pyflannel.plan.doctor.observed import ContainerNamespace
+from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute
 from pyflannel.processes.found import find_containers
 
 
@@ -28,13 +28,14 @@ def container_of(pid: int) -> ContainerNamespace:
 
 
 def test_addresses_and_routes_of_a_container_are_read(namespace, sleeper: int) -> None:
-    """Two links may have the same address. A route of type unreachable has no link."""
+    """Two links may have the same address. A route of the types unreachable and blackhole has no link."""
     namespace.ip("link add eth0 type veth peer name eth1")
     for link in ("eth0", "eth1"):
         namespace.ip(f"address add 10.5.7.2/24 dev {link}")
         namespace.ip(f"link set {link} up")
     namespace.ip("route add default via 10.5.7.1")
     namespace.ip("route add unreachable 10.9.0.0/16")
+    namespace.ip("route add blackhole 10.10.0.0/16")
 
     container = container_of(sleeper)
 
@@ -42,10 +43,13 @@ def test_addresses_and_routes_of_a_container_are_read(namespace, sleeper: int) -
         IPv4Address("127.0.0.1"),
         IPv4Address("10.5.7.2"),
     }
-    assert {one for one in container.routes if one.version == 4} == {
-        IPv4Network("0.0.0.0/0"),
-        IPv4Network("10.5.7.0/24"),
+    assert {one for one in container.routes if one.destination.version == 4} == {
+        ContainerRoute(destination=IPv4Network("0.0.0.0/0"), gateway=IPv4Address("10.5.7.1")),
+        ContainerRoute(destination=IPv4Network("10.5.7.0/24")),
+        ContainerRoute(destination=IPv4Network("10.9.0.0/16"), is_refused=True),
+        ContainerRoute(destination=IPv4Network("10.10.0.0/16"), is_refused=True),
     }
+    assert not container.has_route_to(IPv4Address("10.10.0.7"))
 
 
 def test_ipv6_addresses_and_routes_of_a_container_are_read(namespace, sleeper: int) -> None:
@@ -61,7 +65,9 @@ def test_ipv6_addresses_and_routes_of_a_container_are_read(namespace, sleeper: i
     container = container_of(sleeper)
 
     own = {one for one in container.addresses if one.version == 6 and not one.is_link_local}
-    routes = {one for one in container.routes if one.version == 6}
+    routes = {
+        one.destination for one in container.routes if not one.is_refused and one.destination.version == 6
+    }
     assert own == {IPv6Address("::1"), IPv6Address("fd00:5:0:7::2")}
     assert {one for one in routes if not one.is_link_local and not one.is_multicast} - {
         IPv6Network("::1/128")

@@ -555,7 +555,7 @@ def test_a_stopped_daemon_is_found_and_the_command_continues_it(overlay, healthy
         assert examine(healthy).keys() <= {"backend-note"}
 
 
-def test_a_user_without_permission_is_told_so(healthy: Host) -> None:
+def test_a_user_without_permission_gets_the_reason(healthy: Host) -> None:
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "flannelctl"]
 
     said = {

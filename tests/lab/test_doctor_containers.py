@@ -178,3 +178,21 @@ def test_a_container_without_address_is_named(healthy: Pair) -> None:
     host.run(["ip", "-n", "b", "address", "add", own, "dev", "eth0", "nodad"])
     for there in (gateway, ipv6_gateway):
         host.run(["ip", "-n", "b", f"-{there.version}", "route", "replace", "default", "via", str(there)])
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("ip neighbour replace {b} dev br0 nud permanent lladdr 02:00:00:00:00:99", "container-neighbour"),
+        ("ip -n b route replace default via {unused}", "container-gateway"),
+    ],
+)
+def test_the_command_repairs_the_way_to_a_container(healthy: Pair, fault: str, code: str) -> None:
+    host, (gateway, _) = healthy.host, healthy.gateways()
+    host.run(["sh", "-c", fault.format(b=healthy.other.address, unused=gateway + 12)])
+
+    found = healthy.findings()
+
+    assert list(found) == [code]
+    host.run(["sh", "-c", found[code]["fix"]])
+    assert healthy.findings() == {}

@@ -390,13 +390,15 @@ _ROUTES_ASKED = 8
 """Maximum number of silent peers whose gateway is determined."""
 
 
-async def _set_neighbours(link: str | None) -> frozenset[IpAddress]:
-    """Return the addresses of the neighbours at a link whose MAC address an operator set."""
+async def _set_neighbours() -> tuple[SetNeighbour, ...]:
+    """Return the neighbours of this host whose MAC address an operator set."""
     with contextlib.suppress(TargetError):
-        return frozenset(
-            one.address for name, one in await neighbours_of_host() if name == link and one.is_permanent
+        return tuple(
+            SetNeighbour(address=one.address, link=name, mac=one.mac)
+            for name, one in await neighbours_of_host()
+            if one.is_permanent
         )
-    return frozenset()
+    return ()
 
 
 def _published_mac(places: Places, family: Family) -> str | None:
@@ -525,6 +527,7 @@ async def _observed(
     interfaces = host.interfaces
     bridges = bridges_of_containers(interfaces, membership, family, is_alone=host.is_alone)
     names = [one.name for one in interfaces.interfaces]
+    permanent = await _set_neighbours()
     return Observed(
         status=status,
         membership=membership,
@@ -550,7 +553,8 @@ async def _observed(
         ignores_arp=family == 4 and ignores_arp(membership.underlay or ""),
         ignores_echoes=ignores_echoes(family),
         is_ethernet=is_ethernet(membership.underlay or ""),
-        set_neighbours=await _set_neighbours(membership.underlay),
+        set_neighbours=frozenset(one.address for one in permanent if one.link == membership.underlay),
+        bridge_neighbours=tuple(one for one in permanent if one.link in bridges),
         shapers=await shapers(membership.underlay or ""),
         taking_filters=host.taking_filters,
         underlay_ports=tuple(port_mtus(membership.underlay or "")),

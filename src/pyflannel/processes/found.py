@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from pyflannel.errors import WireError
-from pyflannel.plan.doctor.observed import ContainerNamespace
+from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute
 from pyflannel.ports import in_thread
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 from pyflannel.wire.netlink.message import ERROR, pack, split
@@ -107,10 +107,6 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
                 *routes_in(_read(process / "net/route")),
                 *ipv6_routes_in(_read(process / "net/ipv6_route")),
             ),
-            on_link=(
-                *routes_in(_read(process / "net/route"), _BY_GATEWAY),
-                *ipv6_routes_in(_read(process / "net/ipv6_route"), _BY_GATEWAY),
-            ),
         )
         for process in found.values()
     )
@@ -132,23 +128,27 @@ def addresses_in(fib_trie: str) -> Iterator[IPv4Address]:
 
 
 _RTF_GATEWAY, _RTF_REJECT = 0x2, 0x200
-_BY_GATEWAY = _RTF_GATEWAY | _RTF_REJECT
+_NO_LINK = "*"
 _ROUTE = re.compile(
-    r"^[^\t\n]+\t([\dA-F]{8})\t[\dA-F]{8}\t([\dA-F]{4})\t\d+\t\d+\t\d+\t([\dA-F]{8})\t", re.M | re.A
+    r"^([^\t\n]+)\t([\dA-F]{8})\t([\dA-F]{8})\t([\dA-F]{4})\t\d+\t\d+\t\d+\t([\dA-F]{8})\t", re.M | re.A
 )
 
 
-def routes_in(table: str, rejected: int = _RTF_REJECT) -> Iterator[IPv4Network]:
-    """Yield the destinations in /proc/PID/net/route, except those of routes with a `rejected` flag.
+def routes_in(table: str) -> Iterator[ContainerRoute]:
+    """Yield the routes in /proc/PID/net/route.
 
-    Columns (net/ipv4/fib_trie.c): the second contains the destination and the eighth the mask, in the host's
-    byte order, and the fourth has the flags (linux/route.h). The first column is the name of a link. A
-    container can use characters in this name that Python treats as white space or as the end of a line.
+    Columns (net/ipv4/fib_trie.c): the second contains the destination, the third the gateway and the eighth
+    the mask, in the host's byte order, and the fourth has the flags (linux/route.h). The first column is the
+    name of a link, or * for a route of the types blackhole, unreachable and prohibit. A container can use
+    characters in this name that Python treats as white space or as the end of a line.
     """
-    for destination, flags, mask in _ROUTE.findall(table):
-        if not int(flags, 16) & rejected:
-            length = int(mask, 16).bit_count()
-            yield IPv4Network((bytes.fromhex(destination)[::-1], length), strict=False)
+    for link, destination, gateway, flags, mask in _ROUTE.findall(table):
+        length, bits = int(mask, 16).bit_count(), int(flags, 16)
+        yield ContainerRoute(
+            destination=IPv4Network((bytes.fromhex(destination)[::-1], length), strict=False),
+            gateway=IPv4Address(bytes.fromhex(gateway)[::-1]) if bits & _RTF_GATEWAY else None,
+            is_refused=link == _NO_LINK or bool(bits & _RTF_REJECT),
+        )
 
 
 _IPV6_ADDRESS = re.compile(r"^([\da-f]{32}) [\da-f]+ [\da-f]+ [\da-f]+ [\da-f]+ +", re.M | re.A)
@@ -165,23 +165,29 @@ def ipv6_addresses_in(if_inet6: str) -> Iterator[IPv6Address]:
 
 _RTF_LOCAL, _IPV6_BITS = 0x80000000, 128
 _IPV6_ROUTE = re.compile(
-    r"^([\da-f]{32}) ([\da-f]{2}) [\da-f]{32} [\da-f]{2} [\da-f]{32} [\da-f]{8} [\da-f]{8} [\da-f]{8} "
+    r"^([\da-f]{32}) ([\da-f]{2}) [\da-f]{32} [\da-f]{2} ([\da-f]{32}) [\da-f]{8} [\da-f]{8} [\da-f]{8} "
     r"([\da-f]{8}) ",
     re.M | re.A,
 )
 
 
-def ipv6_routes_in(table: str, rejected: int = _RTF_REJECT) -> Iterator[IPv6Network]:
-    """Yield the destinations in /proc/PID/net/ipv6_route, except own addresses, and the destinations of
-    routes with a `rejected` flag.
+def ipv6_routes_in(table: str) -> Iterator[ContainerRoute]:
+    """Yield the routes in /proc/PID/net/ipv6_route, except those to own addresses, and the default route that
+    refuses packets. The kernel lists this default route in every namespace.
 
-    Columns (net/ipv6/route.c): the first two contain the destination and its length, the ninth the flags
-    (linux/ipv6_route.h), all in hexadecimal.
+    Columns (net/ipv6/route.c): the first two contain the destination and its length, the fifth the gateway,
+    and the ninth the flags (linux/ipv6_route.h), all in hexadecimal.
     """
-    for destination, length, flags in _IPV6_ROUTE.findall(table):
-        prefix_length = int(length, 16)
-        if prefix_length <= _IPV6_BITS and not int(flags, 16) & (rejected | _RTF_LOCAL):
-            yield IPv6Network((bytes.fromhex(destination), prefix_length), strict=False)
+    for destination, length, gateway, flags in _IPV6_ROUTE.findall(table):
+        prefix_length, bits = int(length, 16), int(flags, 16)
+        is_refused = bool(bits & _RTF_REJECT)
+        is_null = is_refused and not prefix_length
+        if prefix_length <= _IPV6_BITS and not bits & _RTF_LOCAL and not is_null:
+            yield ContainerRoute(
+                destination=IPv6Network((bytes.fromhex(destination), prefix_length), strict=False),
+                gateway=IPv6Address(bytes.fromhex(gateway)) if bits & _RTF_GATEWAY else None,
+                is_refused=is_refused,
+            )
 
 
 def find_forwarders(run_dir: Path) -> list[int]:

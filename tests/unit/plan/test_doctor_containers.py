@@ -163,3 +163,16 @@ def test_a_container_without_address_is_named(held: frozenset[IpAddress]) -> Non
         "warning",
         ("eth0 of nginx, pid 1",),
     )
+
+
+def test_a_wrong_permanent_entry_of_this_host_for_a_container_is_named() -> None:
+    """A right entry, and an entry for an unknown address, are no finding."""
+    entries = [(ONE, WRONG), (OTHER, OTHER_MAC), (ELSEWHERE, WRONG)]
+    held = tuple(SetNeighbour(address=address, link="docker0", mac=mac) for address, mac in entries)
+
+    (one,) = found(replace(seen(), bridge_neighbours=held))
+
+    assert (one.code, one.severity) == ("container-neighbour", "error")
+    (line,) = one.evidence
+    assert line == (f"ip neighbour show {ONE} dev docker0: lladdr {WRONG} PERMANENT, but {ONE} has {ONE_MAC}")
+    assert one.fix == f"ip neighbour delete {ONE} dev docker0"

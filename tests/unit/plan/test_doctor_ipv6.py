@@ -1,6 +1,6 @@
 """The findings of doctor in a network with IPv6 alone, and each family of a network with both."""
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
 
 import pytest
 from msgspec.structs import replace
@@ -23,7 +23,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.plan.doctor.families import families_of, leases_in, network_of, status_in
 from pyflannel.plan.doctor.findings import findings, findings_in_family, merged
-from pyflannel.plan.doctor.observed import ContainerNamespace, Observed
+from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute, Observed
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
 
@@ -129,6 +129,13 @@ def test_a_link_without_mac_addresses_needs_no_neighbour_discovery() -> None:
     assert findings(replace(HEALTHY, ruleset=rules, is_ethernet=False)) == ()
 
 
+def route_to(text: str) -> ContainerRoute:
+    """Return a route; the default route has a gateway."""
+    destination = ip_network(text)
+    gateway = None if destination.prefixlen else IPv6Address("fe80::1")
+    return ContainerRoute(destination=destination, gateway=gateway)
+
+
 def test_a_container_without_an_ipv6_route_is_named() -> None:
     """A container may have addresses of both families, and link-local addresses."""
     addresses = (OWN[2], IPv6Address("fe80::7"), IPv4Address("127.0.0.1"))
@@ -136,9 +143,9 @@ def test_a_container_without_an_ipv6_route_is_named() -> None:
         pid=7,
         process="nginx, pid 7",
         addresses=frozenset(addresses),
-        routes=(IPv4Network("0.0.0.0/0"), IPv6Network("fe80::/64")),
+        routes=tuple(map(route_to, ("0.0.0.0/0", "fe80::/64"))),
     )
-    well = replace(lost, routes=(IPv6Network("::/0"),))
+    well = replace(lost, routes=(route_to("::/0"),))
 
     one = found(replace(HEALTHY, containers=(well, lost)))
 

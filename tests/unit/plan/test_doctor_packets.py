@@ -23,7 +23,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.plan.doctor.coverage import coverage
 from pyflannel.plan.doctor.findings import findings
-from pyflannel.plan.doctor.observed import ContainerLink, ContainerNamespace, Observed
+from pyflannel.plan.doctor.observed import ContainerLink, ContainerNamespace, ContainerRoute, Observed
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
 
@@ -479,10 +479,52 @@ def test_an_unplanned_route_that_takes_packets_of_a_peer_is_an_error(prefix: str
     assert (found.code, found.severity) == ("unplanned-route", severity)
 
 
+GATEWAY = OWN.network_address + 1
+LOCAL = ContainerRoute(destination=OWN)
+DEFAULT = ContainerRoute(destination=IPv4Network("0.0.0.0/0"), gateway=GATEWAY)
+
+
+def test_a_container_that_refuses_packets_for_other_hosts_is_named() -> None:
+    address = OWN.network_address + 2
+    refused = ContainerRoute(destination=NETWORK, is_refused=True)
+    container = ContainerNamespace(
+        pid=7, process="nginx, pid 7", addresses=frozenset({address}), routes=(LOCAL, DEFAULT, refused)
+    )
+
+    one = found(replace(HEALTHY, containers=(container,)))
+
+    assert one.code == "container-route"
+    assert one.evidence == ("10.100.15.2, nginx, pid 7, refuses packets to 10.100.0.0/16",)
+    assert one.fix.startswith("nsenter --net --target 7 ip -4 route  #")
+
+
+def test_a_container_with_a_wrong_gateway_is_named() -> None:
+    """A gateway outside the subnet, and another container as the gateway, may be intended."""
+    address, other = OWN.network_address + 2, OWN.network_address + 3
+    held = (InterfaceAddress(address=IPv4Interface(f"{GATEWAY}/24")),)
+    bridge = Interface(name="docker0", index=9, mtu=1450, addresses=held, kind="bridge")
+    wrong = ContainerNamespace(
+        pid=7,
+        process="nginx, pid 7",
+        addresses=frozenset({address}),
+        routes=(LOCAL, replace(DEFAULT, gateway=OWN.network_address + 77)),
+    )
+    right = replace(wrong, pid=8, addresses=frozenset({other}), routes=(LOCAL, DEFAULT))
+    by_container = replace(wrong, pid=9, routes=(replace(DEFAULT, gateway=other),))
+    outside = replace(wrong, pid=10, routes=(replace(DEFAULT, gateway=IPv4Address("172.17.0.1")),))
+    seen = replace(HEALTHY, interfaces=Interfaces(interfaces=(*LINKS, bridge)), ports={"docker0": {}})
+
+    one = found(replace(seen, containers=(wrong, right, by_container, outside)))
+
+    assert (one.code, one.severity) == ("container-gateway", "warning")
+    assert one.evidence == ("nginx, pid 7: 0.0.0.0/0 via 10.100.15.77",)
+    assert one.fix == "nsenter --net --target 7 ip -4 route replace 0.0.0.0/0 via 10.100.15.1"
+
+
 def test_a_container_without_a_route_to_other_hosts_is_named() -> None:
     address = OWN.network_address + 2
-    lost = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=frozenset({address}), routes=(OWN,))
-    routed = replace(lost, pid=8, process="web, pid 8", routes=(OWN, IPv4Network("0.0.0.0/0")))
+    lost = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=frozenset({address}), routes=(LOCAL,))
+    routed = replace(lost, pid=8, process="web, pid 8", routes=(LOCAL, DEFAULT))
     elsewhere = replace(lost, pid=9, addresses=frozenset({IPv4Address("172.17.0.2")}))
 
     (found,) = findings(replace(HEALTHY, containers=(lost, routed, elsewhere)))
@@ -493,16 +535,15 @@ def test_a_container_without_a_route_to_other_hosts_is_named() -> None:
 
 def test_a_container_with_a_prefix_that_contains_other_hosts_is_named() -> None:
     """It asks for the MAC address of the other container, which no container at the bridge has."""
-    default, address = IPv4Network("0.0.0.0/0"), OWN.network_address + 2
+    address, whole = OWN.network_address + 2, ContainerRoute(destination=NETWORK)
     wide = ContainerNamespace(
         pid=7,
         process="nginx, pid 7",
         addresses=frozenset({address}),
-        routes=(NETWORK, default),
-        on_link=(NETWORK,),
+        routes=(whole, DEFAULT),
     )
-    right = replace(wide, pid=8, process="web, pid 8", routes=(OWN, default), on_link=(OWN,))
-    routed = replace(wide, pid=9, process="api, pid 9", on_link=())
+    right = replace(wide, pid=8, process="web, pid 8", routes=(LOCAL, DEFAULT))
+    routed = replace(wide, pid=9, process="api, pid 9", routes=(replace(whole, gateway=GATEWAY),))
 
     one = found(replace(HEALTHY, containers=(wide, right, routed)))
 

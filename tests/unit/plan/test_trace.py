@@ -16,7 +16,7 @@ from pyflannel.model.netfilter import Action, BaseChain, Hook, Match, Rule, Rule
 from pyflannel.model.probe import PingReport, PingStep, ProbeState, TraceReport
 from pyflannel.model.route import FdbEntry, RouteAnswer, Way
 from pyflannel.model.wireguard import WireguardPeer
-from pyflannel.plan.doctor.observed import ContainerNamespace
+from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute
 from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
 from pyflannel.plan.trace.way import follow
 from pyflannel.wire.iptables import parse_save
@@ -309,9 +309,52 @@ def test_the_first_step_that_stops_the_packet_is_named(
     assert report.fix
 
 
+LOCAL = ContainerRoute(destination=OWN)
+
+
+@pytest.mark.parametrize(
+    ("route", "cause", "command"),
+    [
+        (
+            ContainerRoute(destination=IPv4Network("10.100.0.0/16"), is_refused=True),
+            f"the container {NEAR} refuses packets to 10.100.0.0/16",
+            "delete 10.100.0.0/16",
+        ),
+        (
+            ContainerRoute(destination=IPv4Network("0.0.0.0/0"), gateway=IPv4Address("10.100.15.77")),
+            f"the container {NEAR} sends the packet to 10.100.15.77, an address that neither this host nor a"
+            " container has",
+            "replace 0.0.0.0/0 via 10.100.15.1",
+        ),
+    ],
+)
+def test_a_wrong_route_in_a_container_is_named(route: ContainerRoute, cause: str, command: str) -> None:
+    inside = ContainerNamespace(
+        pid=7, process="nginx, pid 7", addresses=frozenset({NEAR}), routes=(LOCAL, route)
+    )
+    kernel = Kernel("vxlan")
+    kernel.facts = replace(VXLAN, containers=(inside,))
+
+    report = kernel.trace(NEAR, FAR)
+
+    assert (report.stops, report.cause) == ("container", cause)
+    assert report.fix == f"nsenter --net --target 7 ip -4 route {command}"
+
+
+def test_a_container_that_answers_no_echo_may_have_rules_of_its_own() -> None:
+    inside = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=frozenset({NEAR}), routes=(LOCAL,))
+    kernel = Kernel("vxlan")
+    kernel.facts = replace(VXLAN, silent=frozenset({NEAR}), containers=(inside,))
+
+    (step,) = [one for one in kernel.trace(NEAR, FAR).steps if one.state == "unknown"]
+
+    assert step.name == "container"
+    assert (step.cause or "").endswith("nsenter --net --target 7 nft list ruleset")
+
+
 def test_a_container_without_a_route_is_named_before_the_routes_of_the_host() -> None:
     """The container sends the packet, or the reply."""
-    lost = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=frozenset({NEAR}), routes=(OWN,))
+    lost = ContainerNamespace(pid=7, process="nginx, pid 7", addresses=frozenset({NEAR}), routes=(LOCAL,))
     for source, destination in ((NEAR, FAR), (FAR, NEAR)):
         kernel = Kernel("vxlan")
         kernel.facts = replace(VXLAN, containers=(lost,))

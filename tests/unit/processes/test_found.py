@@ -5,12 +5,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from pyflannel.plan.doctor.observed import ContainerRoute
 from pyflannel.processes.found import find_original, ipv6_addresses_in, ipv6_routes_in, routes_in
 
 HEAD = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
@@ -21,33 +22,50 @@ def test_routes_are_read_with_any_name_of_the_link(name: str) -> None:
     """A user without rights can create a namespace with a link of any name."""
     line = f"{name}\t0001030A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0" + " " * 20 + "\n"
 
-    assert list(routes_in(HEAD + line)) == [IPv4Network("10.3.1.0/24")]
+    assert list(routes_in(HEAD + line)) == [ContainerRoute(destination=IPv4Network("10.3.1.0/24"))]
 
 
-def test_routes_that_the_kernel_rejects_are_omitted() -> None:
-    assert list(routes_in(f"{HEAD}*\t0000030A\t00000000\t0201\t0\t0\t0\t0000FFFF\t0\t0\t0\n")) == []
+@pytest.mark.parametrize("flags", ["0201", "0001"])
+def test_routes_that_refuse_packets_are_marked(flags: str) -> None:
+    """The kernel marks the types unreachable and prohibit by a flag, but not the type blackhole."""
+    line = f"*\t0000030A\t00000000\t{flags}\t0\t0\t0\t0000FFFF\t0\t0\t0\n"
+
+    refused = ContainerRoute(destination=IPv4Network("10.3.0.0/16"), is_refused=True)
+    assert list(routes_in(HEAD + line)) == [refused]
+
+
+def test_the_gateway_of_a_route_is_read() -> None:
+    (route,) = routes_in(f"{HEAD}eth0\t00000000\t0101030A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n")
+
+    assert route.gateway == IPv4Address("10.3.1.1")
 
 
 ZERO = "0" * 32
+GATEWAY = "fe80" + "0" * 27 + "1"
 
 
 @pytest.mark.parametrize("name", ["eth0", "a\x1cb", "\x1c", "a\x85b", "\u2028"])
 def test_ipv6_addresses_and_routes_are_read_with_any_name_of_the_link(name: str) -> None:
-    """A route that is rejected, and the route to an own address, are omitted."""
+    """The route to an own address, and the default route of every namespace, are omitted."""
     address = "fd000005000000070000000000000002"
     network = "fd000005000000070000000000000000"
     routes = "".join(
-        f"{to} {length} {ZERO} 00 {ZERO} 00000400 00000001 00000000 {flags} {name}\n"
-        for to, length, flags in (
-            (network, "40", "00000001"),
-            (ZERO, "00", "00000003"),
-            (address, "80", "80200001"),
-            (ZERO, "00", "00200200"),
+        f"{to} {length} {ZERO} 00 {gateway} 00000400 00000001 00000000 {flags} {name}\n"
+        for to, length, gateway, flags in (
+            (network, "40", ZERO, "00000001"),
+            (network, "30", ZERO, "00200200"),
+            (ZERO, "00", GATEWAY, "00000003"),
+            (address, "80", ZERO, "80200001"),
+            (ZERO, "00", ZERO, "00200200"),
         )
     )
 
     assert list(ipv6_addresses_in(f"{address} 02 40 00 80     {name}\n")) == [IPv6Address("fd00:5:0:7::2")]
-    assert list(ipv6_routes_in(routes)) == [IPv6Network("fd00:5:0:7::/64"), IPv6Network("::/0")]
+    assert list(ipv6_routes_in(routes)) == [
+        ContainerRoute(destination=IPv6Network("fd00:5:0:7::/64")),
+        ContainerRoute(destination=IPv6Network("fd00:5::/48"), is_refused=True),
+        ContainerRoute(destination=IPv6Network("::/0"), gateway=IPv6Address("fe80::1")),
+    ]
 
 
 @pytest.fixture

@@ -302,7 +302,7 @@ async def taking_filters(links: Mapping[str, str]) -> tuple[TakingFilter, ...]:
     """Return the filters of traffic control at links that have dropped or redirected packets; empty if they
     are unreadable.
 
-    eBPF programs are not examined, because the kernel does not tell what they do.
+    eBPF programs are not examined, because the kernel shows no actions of a program.
 
     Args:
         links: the kind of every link of the host, by name.

@@ -42,6 +42,30 @@ def _neighbours(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _neighbours_of_host(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that this host has permanent neighbour entries with wrong MAC addresses for its
+    containers.
+    """
+    right = _macs(seen)
+    wrong = {
+        f"ip neighbour show {one.address} dev {one.link}: lladdr {one.mac} PERMANENT,"
+        f" but {one.address} has {' or '.join(sorted(right[one.address]))}": one
+        for one in seen.bridge_neighbours
+        if one.address.version == seen.family and one.mac not in right.get(one.address, {one.mac})
+    }
+    if wrong:
+        yield Finding(
+            code="container-neighbour",
+            severity="error",
+            cause="this host sends packets for containers to wrong MAC addresses, which were set manually",
+            evidence=some([*wrong]),
+            fix="; ".join(
+                f"ip neighbour delete {one.address} dev {quote(one.link)}"
+                for one in [*wrong.values()][:NAMED]
+            ),
+        )
+
+
 def _macs(seen: Observed) -> dict[IpAddress, set[str]]:
     """Return the MAC addresses of the bridges and of the containers of this host, by their addresses."""
     found: dict[IpAddress, set[str]] = {}
@@ -165,6 +189,7 @@ def _without_address(seen: Observed) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _neighbours,
+    _neighbours_of_host,
     _ports,
     _cut_off,
     _without_address,

@@ -56,7 +56,7 @@ class ContainerLink(Struct, frozen=True, kw_only=True):
 
 
 class SetNeighbour(Struct, frozen=True, kw_only=True):
-    """A permanent neighbour entry in the namespace of a container."""
+    """A permanent neighbour entry in the namespace of a container, or of this host at a bridge."""
 
     address: IpAddress
     link: str
@@ -78,6 +78,19 @@ class SilentPort(Struct, frozen=True, kw_only=True):
     macs: frozenset[str] = frozenset()
 
 
+class ContainerRoute(Struct, frozen=True, kw_only=True):
+    """A route in the namespace of a container.
+
+    Attributes:
+        gateway: the next hop; None if the destination is on the link.
+        is_refused: True if the namespace refuses packets for the destination, for example by a blackhole.
+    """
+
+    destination: IpNetwork
+    gateway: IpAddress | None = None
+    is_refused: bool = False
+
+
 class ContainerNamespace(Struct, frozen=True, kw_only=True):
     """Another network namespace of this machine, which may belong to a container.
 
@@ -85,8 +98,7 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         pid: ID of a process in the namespace.
         process: description of this process.
         addresses: addresses of the namespace, of both families.
-        routes: the destinations of the routes of the namespace, of both families.
-        on_link: the destinations that the namespace reaches without a gateway.
+        routes: the routes of the namespace, of both families.
         links: links in this host's subnet, or at a bridge in this subnet; empty if they were not read.
         set_neighbours: permanent neighbour entries of both families; empty if they were not read.
     """
@@ -94,8 +106,7 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
     pid: int
     process: str
     addresses: frozenset[IpAddress] = frozenset()
-    routes: tuple[IpNetwork, ...] = ()
-    on_link: tuple[IpNetwork, ...] = ()
+    routes: tuple[ContainerRoute, ...] = ()
     links: tuple[ContainerLink, ...] = ()
     set_neighbours: tuple[SetNeighbour, ...] = ()
 
@@ -104,19 +115,27 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         """MTU in bytes of the links, by name."""
         return {link.name: link.mtu for link in self.links}
 
+    def route_to(self, destination: IpAddress) -> ContainerRoute | None:
+        """Return the route of packets to a destination; None if the namespace has no route. Of two routes to
+        one prefix, this is the route that does not refuse packets, because its metric is normally lower.
+        """
+        routes = (one for one in self.routes if destination in one.destination)
+        return max(routes, key=lambda one: (one.destination.prefixlen, not one.is_refused), default=None)
+
     def has_route_to(self, destination: IpAddress) -> bool:
         """Return whether a packet to a destination can leave the namespace."""
-        return any(destination in route for route in self.routes)
+        route = self.route_to(destination)
+        return route is not None and not route.is_refused
 
     def expects_on_link(self, destination: IpAddress, own: IpNetwork) -> IpNetwork | None:
         """Return the prefix of an own address in the subnet `own` that also contains a destination, if the
         namespace therefore does not send packets for the destination to a gateway.
         """
-        routes = (route for route in self.routes if destination in route)
-        best = max(routes, key=lambda route: route.prefixlen, default=None)
-        if best is None or best not in self.on_link:
+        route = self.route_to(destination)
+        if route is None or route.is_refused or route.gateway is not None:
             return None
-        return best if any(held in own and held in best for held in self.addresses) else None
+        prefix = route.destination
+        return prefix if any(held in own and held in prefix for held in self.addresses) else None
 
 
 class Certificate(Struct, frozen=True, kw_only=True):
@@ -172,6 +191,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         on_link: prefixes that the underlay reaches without a gateway.
         ports: MTU in bytes of the ports of each bridge in this host's subnet, by name. In a network with IPv6
             alone, bridges that have lost their address are included.
+        bridge_neighbours: permanent neighbour entries of this host at these bridges.
         silent_ports: the ports of these bridges that learn no MAC addresses.
         closed_ports: the ports of these bridges that carry no frames, by name, with their state: DOWN
             or NO-CARRIER.
@@ -213,6 +233,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     programs: tuple[BpfProgram, ...] = ()
     on_link: tuple[IpNetwork, ...] = ()
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    bridge_neighbours: tuple[SetNeighbour, ...] = ()
     silent_ports: tuple[SilentPort, ...] = ()
     closed_ports: Mapping[str, str] = field(default_factory=dict)
     lacks_arp: bool = False

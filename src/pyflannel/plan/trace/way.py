@@ -96,21 +96,47 @@ def _outgoing(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
 
 
 def _from_container(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
-    """Yield a failed step if the routes in the source container do not include the destination."""
-    for one in facts.containers:
-        if leg.source in one.addresses and not one.has_route_to(leg.destination):
-            bridge = facts.bridge_of(leg.source)
-            held = () if bridge is None else (held.address for held in bridge.addresses)
-            gateway = next((one.ip for one in held if leg.source in one.network), None)
-            routes = (one for one in one.routes if one.version == facts.family)
-            known = ", ".join(map(str, routes)) or "none"
-            yield fails(
-                "container",
-                f"the routes in the namespace of {one.process}: {known}",
-                f"the container {leg.source} has no route to {leg.destination}",
-                f"nsenter --net --target {one.pid} ip -{facts.family} route add default via"
-                f" {gateway or 'ADDRESS'}",
+    """Yield a failed step if the source container has no route to the destination, refuses the packet, or
+    sends it to a gateway that is not this host.
+    """
+    bridge = facts.bridge_of(leg.source)
+    held = () if bridge is None else (held.address for held in bridge.addresses)
+    here = next((one.ip for one in held if leg.source in one.network), None)
+    for one in (one for one in facts.containers if leg.source in one.addresses):
+        command = f"nsenter --net --target {one.pid} ip -{facts.family} route"
+        route = one.route_to(leg.destination)
+        known = [
+            f"{known.destination}{'' if known.gateway is None else f' via {known.gateway}'}"
+            for known in one.routes
+            if known.destination.version == facts.family and not known.is_refused
+        ]
+        found = f"the routes in the namespace of {one.process}: {', '.join(known) or 'none'}"
+        if route is None:
+            cause = f"the container {leg.source} has no route to {leg.destination}"
+            yield fails("container", found, cause, f"{command} add default via {here or 'ADDRESS'}")
+        elif route.is_refused:
+            cause = f"the container {leg.source} refuses packets to {route.destination}"
+            is_default = not route.destination.prefixlen
+            fix = f"add default via {here or 'ADDRESS'}" if is_default else f"delete {route.destination}"
+            yield fails("container", found, cause, f"{command} {fix}")
+        elif route.gateway is not None and here is not None and _is_unknown(facts, route.gateway, here):
+            cause = (
+                f"the container {leg.source} sends the packet to {route.gateway}, an address that neither"
+                " this host nor a container has"
             )
+            yield fails("container", found, cause, f"{command} replace {route.destination} via {here}")
+
+
+def _is_unknown(facts: Facts, gateway: IpAddress, here: IpAddress) -> bool:
+    """Return whether a gateway is on the bridge with the address `here`, but no container and no link of this
+    host has it.
+    """
+    bridge = facts.bridge_of(here)
+    if bridge is None or not any(gateway in held.address.network for held in bridge.addresses):
+        return False
+    return facts.interfaces.holder(gateway) is None and not any(
+        gateway in one.addresses for one in facts.containers
+    )
 
 
 _NO_ROUTE = "flannelctl doctor  # names policy rules and routes of other programs; then flannelctl status"
@@ -243,7 +269,16 @@ def _to_container(facts: Facts, address: IpAddress) -> Iterator[TraceStep]:
         yield fails("container", found, cause, "docker inspect CONTAINER  # compare its address")
         return
     yield from _port(facts, link, address, mac)
-    yield passes("container", f"{address} is {mac} at {link.name}")
+    found = f"{address} is {mac} at {link.name}"
+    if address in facts.silent:
+        pid = next((str(one.pid) for one in facts.containers if address in one.addresses), "PID")
+        cause = (
+            "it does not answer ICMP echo, so its own rules, routes or IPsec policies may drop packets:"
+            f" nsenter --net --target {pid} nft list ruleset"
+        )
+        yield unknown("container", found, cause)
+    else:
+        yield passes("container", found)
 
 
 def _discovery(facts: Facts, link: TraceLink, address: IpAddress) -> Iterator[TraceStep]:

@@ -4,7 +4,6 @@ import struct
 import sys
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv6Address
-from typing import NamedTuple
 
 from msgspec import Struct
 
@@ -244,7 +243,7 @@ def parse_link(body: bytes) -> LinkRecord:
     )
 
 
-class FarVeth(NamedTuple):
+class FarVeth(Struct, frozen=True, kw_only=True):
     """A veth whose other end is in another namespace.
 
     Attributes:
