@@ -196,3 +196,20 @@ def test_the_command_repairs_the_way_to_a_container(healthy: Pair, fault: str, c
     assert list(found) == [code]
     host.run(["sh", "-c", found[code]["fix"]])
     assert healthy.findings() == {}
+
+
+def test_a_route_in_the_table_local_to_a_container_of_another_host_is_named(
+    overlay: Overlay, healthy: Pair
+) -> None:
+    """This host itself then answers the probes of the container."""
+    host, there = healthy.host, overlay.hosts["docker2"].lease().network_address + 2
+    host.run(["ip", "route", "add", "local", str(there), "dev", "lo", "table", "local"])
+
+    found = healthy.findings()
+    traced = host.run(["flannelctl", "trace", str(there)], check=False)
+
+    assert list(found) == ["overlay-address"]
+    assert traced.returncode == 1
+    assert f"this host takes the packets to {there} itself" in traced.stdout
+    host.run(["sh", "-c", found["overlay-address"]["fix"]])
+    assert healthy.findings() == {}

@@ -466,6 +466,15 @@ class TestNetworkThatOverlapsTheUnderlay:
         assert found.cause.startswith(cause)
         assert found.fix.startswith("flannelctl config set FILE")
 
+    def test_the_prefix_of_an_unplanned_route_is_no_second_finding(self) -> None:
+        """A route without a gateway adds its prefix to the prefixes on the link."""
+        prefix = IPv4Network("10.100.16.2/32")
+        route = Route(destination=prefix, link="eth0", protocol=3)
+
+        (found,) = findings(replace(HEALTHY, on_link=(prefix,), items=(route,), strict=frozenset()))
+
+        assert found.code == "unplanned-route"
+
     @pytest.mark.parametrize("destination", ["10.100.0.0/16", "10.100.7.0/24", "10.100.7.1/32"])
     @pytest.mark.parametrize("link", ["flannel.1", "eth0"])
     def test_an_overlap_is_an_error_if_a_route_redirects_packets_of_the_underlay(

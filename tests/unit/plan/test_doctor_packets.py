@@ -459,6 +459,29 @@ def test_a_fault_of_an_interface_is_named(links: tuple[Interface, ...], code: st
     assert (one.code, one.fix) == (code, fix)
 
 
+def test_a_route_in_the_table_local_to_an_address_of_another_host_is_named() -> None:
+    there = PEER.network_address + 2
+    taken = answer(is_local=True, link="lo", text=f"local {there} dev lo table local")
+    unreached = replace(taken, is_local=False)
+
+    one = found(replace(HEALTHY, answers=(taken,)))
+
+    assert (one.code, one.severity, one.evidence) == ("overlay-address", "error", (taken.text,))
+    assert one.fix.startswith(f"ip -4 route delete local {there} table local  #")
+    assert findings(replace(HEALTHY, answers=(unreached,))) == ()
+
+
+def test_an_address_of_another_host_at_an_interface_is_one_finding() -> None:
+    there = PEER.network_address + 2
+    links = (*LINKS, interface("eth1", f"{there}/32"))
+
+    one = found(
+        replace(HEALTHY, interfaces=Interfaces(interfaces=links), answers=(answer(is_local=True, link="lo"),))
+    )
+
+    assert one.fix == f"ip address delete {there}/32 dev eth1"
+
+
 @pytest.mark.parametrize(("link", "is_named"), [("docker0", True), ("flannel.1", True), ("eth0", False)])
 def test_a_link_of_the_way_whose_packets_are_not_forwarded_is_named(link: str, is_named: bool) -> None:
     found = findings(replace(HEALTHY, unforwarded=frozenset({link})))

@@ -214,7 +214,7 @@ def test_peers_to_which_the_host_has_no_route_are_named_with_the_reason() -> Non
 
     assert (one.code, one.severity) == ("underlay-unsent", "error")
     assert one.cause.endswith(reason)
-    assert one.fix.startswith("ip route get 10.0.0.2")
+    assert one.fix.startswith("ip -4 route show match 10.0.0.2  #")
 
 
 def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:

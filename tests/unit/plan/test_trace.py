@@ -233,6 +233,12 @@ FAULTS: list[tuple[str, Break, str, str]] = [
     ("vxlan", lambda k: k.change("container out", FAR), "route", "no route to 10.100.16.2"),
     (
         "vxlan",
+        lambda k: k.change("container out", FAR, link="lo", is_local=True),
+        "route",
+        "this host takes the packets to 10.100.16.2 itself",
+    ),
+    (
+        "vxlan",
         lambda k: k.change("container out", FAR, link="eth0", gateway=HERE),
         "route",
         "the packet leaves by eth0 to 10.0.0.1",

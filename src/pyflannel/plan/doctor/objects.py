@@ -25,7 +25,13 @@ def _underlay_conflicts(seen: Observed) -> Iterator[Finding]:
     """Yield a finding if the network overlaps the underlay; it is an error if a route diverts packets for
     the underlay.
     """
-    found = _conflicts(seen)
+    strange = {
+        one.destination
+        for one in unplanned_routes(seen.items, seen.membership)
+        if isinstance(one, Route) and one.gateway is None
+    }
+    # The prefix of an unplanned route is on the link only because of this route, which is a finding itself.
+    found = [one for one in _conflicts(seen) if one.other.prefix not in strange]
     if found:
         routes = (item for item in seen.items if isinstance(item, Route))
         taking = [route for route in routes if _takes(route, found, seen.membership)]

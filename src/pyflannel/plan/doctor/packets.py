@@ -448,6 +448,32 @@ def _addresses(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _local_routes(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that the kernel takes packets for other hosts itself, although no interface has the
+    address: the table local contains a route to it.
+    """
+    own = seen.membership.subnet
+    taken = [
+        one
+        for one in seen.answers
+        if one.way == "container out" and one.is_local and seen.interfaces.holder(one.destination) is None
+        if own is not None and one.destination not in own
+    ]
+    if taken:
+        first = taken[0].destination
+        yield Finding(
+            code="overlay-address",
+            severity="error",
+            cause="the table local of this host has routes to addresses of other hosts, so this host receives"
+            " the packets for these addresses itself",
+            evidence=some([one.text for one in taken]),
+            fix="; ".join(
+                f"ip -{seen.family} route delete local {one.destination} table local" for one in taken[:NAMED]
+            )
+            + f"  # for a longer range: ip -{seen.family} route show table local match {first}",
+        )
+
+
 def _vtep(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that peers send to a MAC address which the vxlan device does not have.
 
@@ -522,6 +548,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _container_gateways,
     _bridge_subnet,
     _addresses,
+    _local_routes,
     _public_address,
     _vtep,
     _reverse_path,

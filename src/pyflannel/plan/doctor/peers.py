@@ -272,8 +272,9 @@ def reach_findings(
             cause=f"this host cannot send to the public addresses of {len(some_peers)} of {len(reach)} probed"
             f" peers: {reason or 'the kernel refuses'}",
             evidence=_listed(some_peers),
-            fix=f"ip route get {some_peers[0].public_ip}  # then add the missing route, for example the"
-            " default route, or remove the rule that refuses",
+            fix=f"ip -{some_peers[0].public_ip.version} route show match {some_peers[0].public_ip}"
+            "  # delete a route that refuses, or add the missing route, for example the default route;"
+            " ip rule shows rules that refuse",
         )
     if away:
         yield Finding(

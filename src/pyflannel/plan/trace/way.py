@@ -175,6 +175,14 @@ def _routed(facts: Facts, leg: Leg, answer: RouteAnswer, arrives_at: str) -> Ite
             loosened(answer.refused_at),
         )
     elif answer.is_local:
+        own = facts.own is not None and leg.destination in facts.own
+        if facts.interfaces.holder(leg.destination) is None and peer is not None and not own:
+            yield fails(
+                "route",
+                answer.text,
+                f"this host takes the packets to {leg.destination} itself, by a route in its table local",
+                f"ip -{facts.family} route delete local {leg.destination} table local",
+            )
         yield passes("route", answer.text)
         yield from rules(facts, leg.flow(facts, arrives_at or "lo", ""))
         return
@@ -190,7 +198,7 @@ def _routed(facts: Facts, leg: Leg, answer: RouteAnswer, arrives_at: str) -> Ite
         cause = (
             f"the packet leaves by {link.name} to {hop}, not to the holder of {peer.subnet}, {host_of(peer)}"
         )
-        yield fails("route", answer.text, cause, REPAIR)
+        yield fails("route", answer.text, cause, _NO_ROUTE)
     yield passes("route", answer.text)
     if link is not None:
         yield from rules(facts, leg.flow(facts, arrives_at, link.name))
