@@ -315,6 +315,29 @@ def test_the_first_step_that_stops_the_packet_is_named(
     assert report.fix
 
 
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        (
+            {"links": {**BASE.links, "br0": replace(BASE.links["br0"], has_carrier=False)}},
+            "no port of br0 is up",
+        ),
+        ({"neighbours": {}}, f"no container at br0 has the address {NEAR}"),
+        ({"ports": {}, "silent": frozenset({NEAR})}, f"no port of br0 leads to {NEAR}"),
+    ],
+)
+def test_doctor_finds_the_reason_why_a_container_is_not_connected(
+    changes: dict[str, object], cause: str
+) -> None:
+    kernel = Kernel("vxlan")
+    kernel.facts = replace(VXLAN, **changes)
+
+    report = kernel.trace(NEAR, FAR)
+
+    assert (report.cause or "").startswith(cause)
+    assert (report.fix or "").startswith("flannelctl doctor  # names closed ports")
+
+
 LOCAL = ContainerRoute(destination=OWN)
 
 

@@ -267,14 +267,14 @@ def _to_container(facts: Facts, address: IpAddress) -> Iterator[TraceStep]:
     if link.kind == "bridge" and not link.has_carrier:
         found = f"ip link show {link.name}: NO-CARRIER"
         cause = f"no port of {link.name} is up: no container is connected to it"
-        yield fails("bridge", found, cause, f"ip link set PORT master {quote(link.name)} up")
+        yield fails("bridge", found, cause, _LOOK_INSIDE)
         return
     mac = facts.neighbours.get((link.name, address))
     if mac is None:
         found = f"ip neighbour show {address} dev {link.name}: no MAC address"
         yield from _discovery(facts, link, address)
         cause = f"no container at {link.name} has the address {address}: none answers {resolution(address)}"
-        yield fails("container", found, cause, "docker inspect CONTAINER  # compare its address")
+        yield fails("container", found, cause, f"{_LOOK_INSIDE}; or docker inspect CONTAINER")
         return
     yield from _port(facts, link, address, mac)
     found = f"{address} is {mac} at {link.name}"
@@ -287,6 +287,9 @@ def _to_container(facts: Facts, address: IpAddress) -> Iterator[TraceStep]:
         yield unknown("container", found, cause)
     else:
         yield passes("container", found)
+
+
+_LOOK_INSIDE = f"{LOOK}  # names closed ports, lost addresses and wrong neighbour entries of containers"
 
 
 def _discovery(facts: Facts, link: TraceLink, address: IpAddress) -> Iterator[TraceStep]:
@@ -311,6 +314,6 @@ def _port(facts: Facts, link: TraceLink, address: IpAddress, mac: str) -> Iterat
     elif address in facts.silent:
         found = f"bridge fdb show br {link.name}: no port for {mac}"
         cause = f"no port of {link.name} leads to {address}: its veth is down, or the container has ended"
-        yield fails("bridge", found, cause, f"bridge link show  # the ports of {link.name} and their states")
+        yield fails("bridge", found, cause, _LOOK_INSIDE)
     else:
         yield passes("bridge", f"{link.name}, every port")
