@@ -167,11 +167,14 @@ def target_errors(what: str, *, hint: str) -> Iterator[None]:
 
 
 def in_words(error: OSError) -> str:
-    """Return name, text and file of a system error: `ENOSPC: No space left on device (/run)`."""
+    """Return name, text and file of a system error: `ENOSPC: No space left on device (/run)`. For a rename, the
+    file is the new name.
+    """
     words = error.strerror or str(error)
     if error.errno is not None:
         words = f"{errno.errorcode.get(error.errno, f'errno {error.errno}')}: {words}"
-    return words if error.filename is None else f"{words} ({error.filename})"
+    file = error.filename if error.filename2 is None else error.filename2
+    return words if file is None else f"{words} ({file})"
 
 
 _REMEDIES = {

@@ -1,6 +1,7 @@
 """Errors are shown as sentences of message and hint. System errors are temporary or permanent."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +58,14 @@ def test_a_system_error_inside_a_boundary_is_a_target_error_with_its_cause() -> 
 
 def test_a_system_error_without_an_errno_is_shown_by_its_text() -> None:
     assert in_words(OSError("libbpf.so.1: cannot open shared object file")).startswith("libbpf.so.1")
+
+
+def test_a_file_that_cannot_be_renamed_is_reported_with_its_new_name(tmp_path: Path) -> None:
+    """The old name is that of a temporary file."""
+    (tmp_path / "subnet.env").mkdir()
+    (tmp_path / ".new").touch()
+
+    with pytest.raises(IsADirectoryError) as raised:
+        (tmp_path / ".new").replace(tmp_path / "subnet.env")
+
+    assert in_words(raised.value) == f"EISDIR: Is a directory ({tmp_path}/subnet.env)"
