@@ -167,8 +167,8 @@ def target_errors(what: str, *, hint: str) -> Iterator[None]:
 
 
 def in_words(error: OSError) -> str:
-    """Return name, text and file of a system error: `ENOSPC: No space left on device (/run)`. For a rename, the
-    file is the new name.
+    """Return name, text and file of a system error: `ENOSPC: No space left on device (/run)`. For a rename,
+    the file is the new name.
     """
     words = error.strerror or str(error)
     if error.errno is not None:

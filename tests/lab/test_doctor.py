@@ -651,3 +651,18 @@ def test_a_clock_that_differs_from_those_of_the_peers_is_reported(healthy: Host)
     assert (found["code"], found["severity"]) == ("clock-skew", "warning")
     (line,) = found["evidence"]
     assert re.fullmatch(r"the clock of 10\.10\.10\.102 is (89|90|91) s behind the clock of this host", line)
+
+
+def test_an_ipsec_policy_without_security_association_is_found(healthy: Host) -> None:
+    policy = "src 10.10.10.101 dst 10.10.10.102 dir out"
+    template = "tmpl src 10.10.10.101 dst 10.10.10.102 proto esp mode tunnel"
+    healthy.run(["sh", "-c", f"ip xfrm policy add {policy} {template}"])
+    try:
+        found = examine(healthy, exit_code=1)
+        assert "ipsec-no-association" in found
+        assert "ip xfrm state: no entry with dst 10.10.10.102" in found["ipsec-no-association"]["evidence"]
+        assert "peers-silent" not in found
+        healthy.run(["sh", "-c", found["ipsec-no-association"]["fix"]])
+        assert trouble(healthy) == {}
+    finally:
+        healthy.run(["sh", "-c", "ip xfrm policy flush"], check=False)

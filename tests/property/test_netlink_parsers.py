@@ -129,6 +129,9 @@ policies = body(
     ],
     attributes_of([5, 21], st.binary(max_size=9)),
 )
+associations = body(
+    "=56x16sI4x16x64x32x12x8xH", [st.binary(min_size=16, max_size=16), word, families], attributes_of([5])
+)
 defaults = st.lists(st.integers(0, 2), max_size=4).map(bytes)
 datagrams = damaged(
     st.lists(
@@ -404,6 +407,7 @@ PARSERS = [
     Parser("object of nf_tables", read_nf_tables, nf_tables, corpus=NF_TABLES),
     Parser("Unix socket", unix_sockets.parse_path, unix_socket_bodies, corpus=UNIX_SOCKETS),
     Parser("IPsec policy", xfrm.parse_policy, policies),
+    Parser("security association", xfrm.parse_association, associations),
     Parser(
         "message of a traced packet", read_trace, traces | damaged(st.sampled_from(TRACES)), corpus=TRACES
     ),

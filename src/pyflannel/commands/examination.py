@@ -57,6 +57,7 @@ from pyflannel.kernel.host.machine import (
     unforwarded,
 )
 from pyflannel.kernel.network.echo import clock_offsets
+from pyflannel.kernel.network.ipsec import security_associations
 from pyflannel.kernel.network.namespaces import far_ends, learned_by, read_namespace
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
@@ -558,6 +559,7 @@ async def _observed(
         shapers=await shapers(membership.underlay or ""),
         taking_filters=host.taking_filters,
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
+        associations=await security_associations() if interfaces.policies else None,
         docker0_ports=len(port_mtus("docker0")),
         docker_drops=docker_drops(host.saved, await docker_table(family), family),
         mark=places.mark,

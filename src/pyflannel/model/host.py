@@ -136,6 +136,8 @@ class IpsecPolicy(Struct, frozen=True, kw_only=True):
         mark: mark of the packet; only the bits of `mark_mask` are compared.
         priority: the policy with the lowest number decides.
         is_block: True if the policy drops the packets; other policies let packets pass, or encrypt them.
+        ends: for each layer of encryption that the policy requires, the other end of the security
+            association; the unspecified address for the destination of the packet.
     """
 
     direction: Literal["in", "out", "forward"]
@@ -151,6 +153,7 @@ class IpsecPolicy(Struct, frozen=True, kw_only=True):
     mark_mask: int = 0
     priority: int = 0
     is_block: bool = False
+    ends: tuple[IpAddress, ...] = ()
 
     def may_concern(self, source: IpAddress | None, destination: IpAddress | None, port: int | None) -> bool:
         """Return whether UDP packets between these two endpoints may match the policy; None means any

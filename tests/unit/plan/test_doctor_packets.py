@@ -357,6 +357,40 @@ def test_an_ipsec_policy_that_drops_packets_is_named(one: IpsecPolicy, evidence:
     assert finding.fix.startswith(fix)
 
 
+ENCRYPTED = policy("out", "10.0.0.1/32", "10.0.0.2/32", is_block=False, ends=(THERE,))
+
+
+def test_a_policy_whose_security_association_does_not_exist_is_named() -> None:
+    seen = replace(with_policies(ENCRYPTED), associations=frozenset())
+
+    one = found(seen)
+
+    assert (one.code, one.severity) == ("ipsec-no-association", "error")
+    assert one.evidence == (
+        "ip xfrm policy: src 10.0.0.1/32 dst 10.0.0.2/32 dir out action allow priority 100",
+        "ip xfrm state: no entry with dst 10.0.0.2",
+    )
+    assert one.fix.startswith("ip xfrm policy delete src 10.0.0.1/32 dst 10.0.0.2/32 dir out  #")
+
+
+@pytest.mark.parametrize(
+    ("one", "associations"),
+    [
+        (ENCRYPTED, frozenset({THERE})),
+        (ENCRYPTED, None),  # unreadable
+        (replace(ENCRYPTED, ends=()), frozenset()),
+        (replace(ENCRYPTED, ends=(IPv4Address("0.0.0.0"),)), frozenset({THERE})),
+        (replace(ENCRYPTED, destination=IPv4Network("10.0.0.3/32")), frozenset()),
+        (replace(ENCRYPTED, direction="in"), frozenset()),
+    ],
+)
+def test_a_policy_that_the_kernel_can_fulfil_is_no_finding(
+    one: IpsecPolicy, associations: frozenset[IPv4Address] | None
+) -> None:
+    """In transport mode, the policy names no other end: it is the destination of the packet."""
+    assert findings(replace(with_policies(one), associations=associations)) == ()
+
+
 def test_the_policies_of_both_directions_of_a_forwarded_packet_are_named_at_once() -> None:
     finding = found(
         with_policies(*(policy(one, "10.100.0.0/16", "10.100.0.0/16") for one in ("forward", "out")))

@@ -18,22 +18,25 @@ def blocking_policies(flow: Flow, interfaces: Interfaces) -> list[IpsecPolicy]:
 
     Source: net/xfrm/xfrm_policy.c, xfrm_policy_match, xfrm_policy_insert_list, xfrm_policy_walk.
     """
-    packet = flow.packet
     found = []
     directions = {IN: ("in",), OUT: ("out",), THROUGH: ("forward", "out")}.get(flow.hooks, ())
     for direction in directions:
-        name = packet.oif if direction == "out" else packet.iif
-        link = interfaces.named(name)
-        index = 0 if link is None else link.index
-        matching = [
-            one
-            for one in reversed(interfaces.policies)
-            if one.direction == direction and _selects(one, packet, index)
-        ]
-        first = min(matching, key=lambda one: one.priority, default=None)
+        first = _deciding(flow, direction, interfaces)
         if first is not None and first.is_block:
             found.append(first)
     return found
+
+
+def _deciding(flow: Flow, direction: str, interfaces: Interfaces) -> IpsecPolicy | None:
+    packet = flow.packet
+    link = interfaces.named(packet.oif if direction == "out" else packet.iif)
+    index = 0 if link is None else link.index
+    matching = [
+        one
+        for one in reversed(interfaces.policies)
+        if one.direction == direction and _selects(one, packet, index)
+    ]
+    return min(matching, key=lambda one: one.priority, default=None)
 
 
 def _selects(policy: IpsecPolicy, packet: Packet, link: int) -> bool:
@@ -52,7 +55,8 @@ def policy_text(policy: IpsecPolicy) -> str:
     """Return a policy as `ip xfrm policy` shows it."""
     if policy.priority > _LEAST_PRIORITY:
         return f"ip xfrm policy getdefault: {_DIRECTION[policy.direction]}: block"
-    return f"ip xfrm policy: {_selector(policy)} action block priority {policy.priority}"
+    action = "block" if policy.is_block else "allow"
+    return f"ip xfrm policy: {_selector(policy)} action {action} priority {policy.priority}"
 
 
 _LEAST_PRIORITY = 0xFFFFFFFF
@@ -99,9 +103,35 @@ def _blocked_by_ipsec(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _unprotected(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that IPsec policies require encryption of tunnel packets, but no security association
+    exists. The kernel then drops the packets.
+    """
+    if seen.associations is None:
+        return
+    found: dict[IpsecPolicy, list[str]] = {}
+    for flow in tunnel_flows(seen):
+        policy = _deciding(flow, "out", seen.interfaces) if flow.hooks == OUT else None
+        for end in () if policy is None or policy.is_block else policy.ends:
+            there = flow.packet.destination if end.is_unspecified else end
+            if policy is not None and there not in seen.associations:
+                found.setdefault(policy, []).append(f"ip xfrm state: no entry with dst {there}")
+    if found:
+        lines = [line for policy, ends in found.items() for line in (policy_text(policy), *ends)]
+        yield Finding(
+            code="ipsec-no-association",
+            severity="error",
+            cause="IPsec policies require encryption, but no security association exists: the kernel drops"
+            f" {TUNNEL_PACKETS}",
+            evidence=some([*dict.fromkeys(lines)]),
+            fix=f"{'; '.join(policy_removal(one) for one in list(found)[:NAMED])}"
+            "  # or start the IPsec daemon, and read its log",
+        )
+
+
 def of_tunnel(finding: Finding) -> bool:
     """Return whether a finding of this module is about tunnel packets."""
     return TUNNEL_PACKETS in finding.cause
 
 
-CHECKS = (_blocked_by_ipsec,)
+CHECKS = (_blocked_by_ipsec, _unprotected)

@@ -203,6 +203,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         shapers: queueing disciplines of the underlay that have dropped packets, in words.
         taking_filters: filters of traffic control at the links of the overlay that took packets.
         underlay_ports: ports of the underlay if the underlay is a bridge.
+        associations: the destinations of the security associations of IPsec; None if they are unreadable.
         docker0_ports: number of containers at docker0, if it exists.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
         mark: alias of the links of the daemon.
@@ -244,6 +245,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     shapers: tuple[str, ...] = ()
     taking_filters: tuple[TakingFilter, ...] = ()
     underlay_ports: tuple[str, ...] = ()
+    associations: frozenset[IpAddress] | None = None
     docker0_ports: int = 0
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mark: str = MARK

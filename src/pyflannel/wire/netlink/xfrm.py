@@ -4,17 +4,21 @@ Layout of a policy, in bytes: selector 56 (destination 16, source 16, destinatio
 source port 2 and its mask 2, family 2, prefix lengths of destination and source 1 each, protocol 1, padding
 3, interface 4, user 4), lifetimes 64 and 32, priority 4, index 4, direction 1, action 1, flags 1, share 1,
 padding 4. Ports are in network order. Attributes follow: XFRMA_MARK contains a mark and its mask, 4 each.
-Layout of the default: actions for received, forwarded and sent packets, 1 each. Source: linux/xfrm.h, struct
-xfrm_userpolicy_info, struct xfrm_userpolicy_default.
+XFRMA_TMPL contains templates: destination 16, SPI 4, protocol 1, padding 3, family 2, padding 2, source 16,
+request 4, mode 1, share 1, optional 1, padding 1, algorithms 12. Layout of a security association: selector
+56, destination 16, SPI 4, protocol 1, padding 3, source 16, lifetimes 64 and 32, statistics 12, sequence 4,
+request 4, family 2.
+Layout of the default: actions for received, forwarded and sent packets, 1 each. Source: linux/xfrm.h, structs
+xfrm_userpolicy_info, xfrm_userpolicy_default, xfrm_user_tmpl, xfrm_usersa_info.
 """
 
 import struct
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
 from pyflannel.model.host import IpsecPolicy
-from pyflannel.model.network_config import IpNetwork
+from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.wire.netlink.message import DUMP, INET, INET6, Request, attributes, unpack
 
 PROTOCOL = 6
@@ -28,7 +32,10 @@ _GET_POLICY, _GET_DEFAULT = 0x15, 0x28
 
 _POLICY = struct.Struct("=16s16s2s2s2s2sHBBB3xi4x64x32xI4xBB6x")
 _MARK = struct.Struct("=II")
-_MARK_ATTRIBUTE = 21
+_MARK_ATTRIBUTE, _TEMPLATES = 21, 5
+_TEMPLATE = struct.Struct("=16s8xH2x16x4x2xB13x")
+_ASSOCIATION = struct.Struct("=56x16sI4x16x64x32x12x8xH")
+_GET_ASSOCIATION = 0x12
 _DEFAULT = struct.Struct("=BBB")
 _DIRECTIONS: Mapping[int, Literal["in", "out", "forward"]] = {0: "in", 1: "out", 2: "forward"}
 _OF_DEFAULT: tuple[Literal["in", "forward", "out"], ...] = ("in", "forward", "out")
@@ -59,7 +66,10 @@ def parse_policy(body: bytes) -> IpsecPolicy | None:
     protocol, link, priority, direction, action = fields[9:]
     if family not in (0, INET, INET6) or direction not in _DIRECTIONS:
         return None
-    mark = attributes(body, _POLICY.size).get(_MARK_ATTRIBUTE)
+    found = attributes(body, _POLICY.size)
+    mark, templates = found.get(_MARK_ATTRIBUTE), found.get(_TEMPLATES, b"")
+    if len(templates) % _TEMPLATE.size:
+        unpack(_TEMPLATE, b"")
     value, mask = (0, 0) if mark is None else unpack(_MARK, mark)
     return IpsecPolicy(
         direction=_DIRECTIONS[direction],
@@ -75,7 +85,33 @@ def parse_policy(body: bytes) -> IpsecPolicy | None:
         mark_mask=mask,
         priority=priority,
         is_block=action == _BLOCK,
+        ends=tuple(
+            _address(end, end_family)
+            for end, end_family, is_optional in _TEMPLATE.iter_unpack(templates)
+            if not is_optional
+        ),
     )
+
+
+def dump_associations() -> Request:
+    """Return the request for all security associations."""
+    return Request(_GET_ASSOCIATION, DUMP, b"")
+
+
+def parse_association(body: bytes) -> IpAddress | None:
+    """Return the destination of a security association; None if a daemon has not negotiated it yet.
+
+    Raises:
+        WireError: fewer bytes than its layout needs.
+    """
+    if len(body) < _ASSOCIATION.size:
+        unpack(_ASSOCIATION, body)
+    end, spi, family = _ASSOCIATION.unpack_from(body)
+    return _address(end, family) if spi else None
+
+
+def _address(address: bytes, family: int) -> IpAddress:
+    return IPv6Address(address) if family == INET6 else IPv4Address(address[:4])
 
 
 def _prefix(address: bytes, length: int, family: int) -> IpNetwork:
