@@ -662,7 +662,11 @@ def test_an_ipsec_policy_without_security_association_is_found(healthy: Host) ->
         assert "ipsec-no-association" in found
         assert "ip xfrm state: no entry with dst 10.10.10.102" in found["ipsec-no-association"]["evidence"]
         assert "peers-silent" not in found
+
+        ends = "src 10.10.10.101 dst 10.10.10.102"
+        healthy.run(["sh", "-c", f"ip xfrm state allocspi {ends} proto esp"])
+        assert "ipsec-no-association" not in examine(healthy, exit_code=1)
         healthy.run(["sh", "-c", found["ipsec-no-association"]["fix"]])
         assert trouble(healthy) == {}
     finally:
-        healthy.run(["sh", "-c", "ip xfrm policy flush"], check=False)
+        healthy.run(["sh", "-c", "ip xfrm policy flush; ip xfrm state flush"], check=False)
