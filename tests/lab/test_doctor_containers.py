@@ -213,3 +213,22 @@ def test_a_route_in_the_table_local_to_a_container_of_another_host_is_named(
     assert f"this host takes the packets to {there} itself" in traced.stdout
     host.run(["sh", "-c", found["overlay-address"]["fix"]])
     assert healthy.findings() == {}
+
+
+@pytest.mark.parametrize("is_nft", [True, False])
+def test_a_policy_rule_for_a_mark_that_a_filter_rule_sets_is_named(healthy: Pair, is_nft: bool) -> None:
+    host = healthy.host
+    chain = "chain c { type filter hook prerouting priority -150; iifname br0 meta mark set 0x99; }"
+    rule = "PREROUTING -i br0 -j MARK --set-mark 0x99"
+    do = f"nft 'table ip m7 {{ {chain}; }}'" if is_nft else f"iptables -t mangle -A {rule}"
+    undo = "nft delete table ip m7" if is_nft else f"iptables -t mangle -D {rule}"
+    host.run(["sh", "-c", "ip route add blackhole default table 77; ip rule add fwmark 0x99 table 77"])
+    unmarked = healthy.findings()
+    host.run(["sh", "-c", do])
+
+    found = healthy.findings()
+
+    host.run(["sh", "-c", f"{undo}; ip rule delete fwmark 0x99 table 77; ip route flush table 77"])
+    assert "policy-rule" not in unmarked
+    assert found["policy-rule"]["severity"] == "warning"
+    assert any("mark" in line and "0x" in line for line in found["policy-rule"]["evidence"])

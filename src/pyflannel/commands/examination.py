@@ -84,6 +84,7 @@ from pyflannel.plan.doctor.observed import (
     SetNeighbour,
     SilentPort,
 )
+from pyflannel.plan.doctor.packets import mark_of
 from pyflannel.plan.doctor.peers import clock_findings, joined, judged, with_peers
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.plan.underlay import UnderlayOptions, choose
@@ -544,6 +545,7 @@ async def _observed(
         strict=frozenset(name for name in names if family == 4 and is_strict(name)),
         ruleset=host.read.ruleset,
         answers=await _route_answers(status, membership, next(iter(bridges), None), family),
+        marked_answers=await _marked_answers(status, membership, next(iter(bridges), None), family),
         interfaces=interfaces,
         programs=host.programs,
         on_link=on_link(interfaces, membership),
@@ -674,6 +676,26 @@ async def _route_answers(
             asked.append(ask_route("container in", here, source=there, arrives_at=tunnel))
         if underlay is not None and local is not None and local.version == address.version:
             asked.append(ask_route("tunnel in", local, source=address, arrives_at=underlay.link))
+    return tuple(filter(None, await asyncio.gather(*asked)))
+
+
+_MARKS_ASKED = 4
+"""Maximum number of policy rules with a mark for which the kernel is asked."""
+
+
+async def _marked_answers(
+    status: Status, membership: Membership, bridge: str | None, family: Family
+) -> tuple[RouteAnswer, ...]:
+    """Return the routes of a packet to the first peer, once for each mark that a policy rule selects."""
+    own, peer = membership.subnet, next(iter(membership.peers), None)
+    if own is None or peer is None or bridge is None or not status.is_live:
+        return ()
+    rules = [rule for rule in await policy_rules(family) if mark_of(rule)][:_MARKS_ASKED]
+    here, there = own.network_address + 2, peer.network_address + 2
+    asked = (
+        ask_route("container out", there, source=here, arrives_at=bridge, rules=(rule,), mark=mark_of(rule))
+        for rule in rules
+    )
     return tuple(filter(None, await asyncio.gather(*asked)))
 
 

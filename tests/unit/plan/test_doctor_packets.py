@@ -24,6 +24,7 @@ from pyflannel.model.status import (
 from pyflannel.plan.doctor.coverage import coverage
 from pyflannel.plan.doctor.findings import findings
 from pyflannel.plan.doctor.observed import ContainerLink, ContainerNamespace, ContainerRoute, Observed
+from pyflannel.plan.doctor.packets import mark_of
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
 
@@ -456,6 +457,56 @@ def test_a_refused_source_is_named_with_its_interface() -> None:
 
     assert (one.code, one.evidence) == ("source-refused", ("the answer", "the answer"))
     assert one.fix == "sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/eth0/rp_filter=2"
+
+
+@pytest.mark.parametrize(
+    ("rule", "saved", "link", "is_named"),
+    [
+        (
+            "90: from all fwmark 0x99 lookup 77",
+            "-A PREROUTING -j MARK --set-xmark 0x99/0xffffffff",
+            None,
+            True,
+        ),
+        (
+            "90: from all fwmark 0x99 lookup 77",
+            "-A PREROUTING -j MARK --set-xmark 0x98/0xffffffff",
+            None,
+            False,
+        ),
+        (
+            "90: from all fwmark 0x99 lookup 77",
+            "-A PREROUTING -j MARK --set-xmark 0x99/0xffffffff",
+            "flannel.1",
+            False,
+        ),
+    ],
+)
+def test_a_policy_rule_for_a_mark_is_named_if_a_filter_rule_sets_the_mark(
+    rule: str, saved: str, link: str | None, is_named: bool
+) -> None:
+    rules = iptables(":PREROUTING ACCEPT", saved, table="mangle")
+    seen = replace(HEALTHY, ruleset=rules, marked_answers=(answer(link=link, rules=(rule,)),))
+
+    named = [one for one in findings(seen) if one.code == "policy-rule"]
+
+    assert [one.severity for one in named] == (["warning"] if is_named else [])
+    for one in named:
+        assert one.evidence[0] == f"ip rule: {rule}"
+        assert saved.removeprefix("-A PREROUTING ") in one.evidence[1]
+
+
+@pytest.mark.parametrize(
+    ("rule", "mark"),
+    [
+        ("90: from all fwmark 0x99 lookup 77", 0x99),
+        ("90: from all fwmark 0x80000/0xff0000 unreachable", 0x80000),
+        ("90: not from all fwmark 0xca6c lookup 51820", 0),
+        ("90: from all lookup 77", 0),
+    ],
+)
+def test_the_mark_of_a_policy_rule_is_read(rule: str, mark: int) -> None:
+    assert mark_of(rule) == mark
 
 
 def test_a_policy_rule_is_named_if_packets_leave_the_route_of_the_main_table() -> None:

@@ -365,11 +365,13 @@ async def ask_route(
     source: IpAddress | None = None,
     arrives_at: str | None = None,
     rules: tuple[str, ...] = (),
+    mark: int = 0,
 ) -> RouteAnswer | None:
     """Return the answer of the kernel about the route of a packet; None if the kernel cannot be asked."""
     question = ["ip", f"-{destination.version}", "route", "get", str(destination)]
     question += [] if source is None else ["from", str(source)]
     question += [] if arrives_at is None else ["iif", arrives_at]
+    question += [] if not mark else ["mark", hex(mark)]
     try:
         ran = await run_program(*question)
     except TargetError:

@@ -186,6 +186,8 @@ class Observed(Struct, frozen=True, kw_only=True):
         strict: links with a strict reverse path filter.
         ruleset: all rules of netfilter, except those in the tables of pyflannel.
         answers: answers of the kernel about the routes of packets.
+        marked_answers: answers about packets of containers to a peer, with the mark of a policy rule. It is
+            the only one in `rules`.
         interfaces: all interfaces with their addresses.
         programs: eBPF programs of the claimed device, at the hooks of links.
         on_link: prefixes that the underlay reaches without a gateway.
@@ -230,6 +232,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     strict: frozenset[str] = frozenset()
     ruleset: Ruleset = ()
     answers: tuple[RouteAnswer, ...] = ()
+    marked_answers: tuple[RouteAnswer, ...] = ()
     interfaces: Interfaces = field(default_factory=Interfaces)
     programs: tuple[BpfProgram, ...] = ()
     on_link: tuple[IpNetwork, ...] = ()
