@@ -176,3 +176,23 @@ def test_a_wrong_permanent_entry_of_this_host_for_a_container_is_named() -> None
     (line,) = one.evidence
     assert line == (f"ip neighbour show {ONE} dev docker0: lladdr {WRONG} PERMANENT, but {ONE} has {ONE_MAC}")
     assert one.fix == f"ip neighbour delete {ONE} dev docker0"
+
+
+def test_a_route_beside_the_bridge_to_a_container_is_named() -> None:
+    other = Route(destination=IPv4Network(f"{ONE}/32"), link="eth0", protocol=3)
+    well = seen()
+
+    (one,) = found(replace(well, items=(*well.items, other)))
+
+    assert (one.code, one.severity) == ("unplanned-route", "error")
+    assert one.evidence == (f"{ONE} is at docker0, but route {ONE}/32 dev eth0 proto 3",)
+    assert one.fix == f"ip route delete {ONE}/32 proto 3"
+
+
+def test_a_missing_route_to_the_bridge_is_named() -> None:
+    whole = Route(destination=IPv4Network("10.100.0.0/16"), link="flannel0", protocol=2)
+
+    (one,) = found(replace(seen(), items=(whole,)))
+
+    assert [line.partition(" ")[0] for line in one.evidence] == [str(ONE), str(OTHER)]
+    assert one.fix == f"ip route add {OWN} dev docker0"

@@ -5,7 +5,7 @@ bridges.
 from collections.abc import Callable, Iterable, Iterator
 from shlex import quote
 
-from pyflannel.model.network_config import IpAddress
+from pyflannel.model.network_config import IpAddress, is_part
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.observed import (
     NAMED,
@@ -13,6 +13,8 @@ from pyflannel.plan.doctor.observed import (
     ContainerNamespace,
     Observed,
     main_route,
+    removal,
+    shown,
     some,
 )
 
@@ -165,6 +167,38 @@ def _at_no_bridge(seen: Observed, one: ContainerNamespace, link: ContainerLink, 
     return None
 
 
+def _beside_bridge(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that this host does not send the packets for its containers to their bridge."""
+    own, lines, commands = seen.membership.subnet, list[str](), list[str]()
+    bridges = {port: bridge for bridge, ports in seen.ports.items() for port in ports}
+    ports = {one.index: bridges[one.name] for one in seen.interfaces.interfaces if one.name in bridges}
+    at_bridge = (
+        (address, ports[link.peer])
+        for one in seen.containers
+        for link in one.links
+        if link.peer in ports
+        for address in sorted(link.addresses, key=int)
+        if own is not None and address in own
+    )
+    for address, bridge in at_bridge if seen.items else ():
+        route = main_route(seen, address)
+        if route is not None and route.link == bridge:
+            continue
+        lines.append(f"{address} is at {bridge}, but {'no route' if route is None else shown(route)}")
+        is_inside = route is not None and own is not None and is_part(route.destination, own)
+        commands.append(
+            removal(route) if route is not None and is_inside else f"ip route add {own} dev {bridge}"
+        )
+    if lines:
+        yield Finding(
+            code="unplanned-route",
+            severity="error",
+            cause="the routes of this host do not send packets for its containers to their bridge",
+            evidence=some(lines),
+            fix="; ".join([*dict.fromkeys(commands)][:NAMED]),
+        )
+
+
 def _without_address(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that containers at a bridge have no address."""
     ports = {port for names in seen.ports.values() for port in names}
@@ -192,5 +226,6 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _neighbours_of_host,
     _ports,
     _cut_off,
+    _beside_bridge,
     _without_address,
 )

@@ -30,6 +30,15 @@ def _underlay_conflicts(seen: Observed) -> Iterator[Finding]:
         for one in unplanned_routes(seen.items, seen.membership)
         if isinstance(one, Route) and one.gateway is None
     }
+    own = seen.membership.subnet
+    strange |= {
+        one.destination
+        for one in seen.items
+        if isinstance(one, Route)
+        and own is not None
+        and own != one.destination
+        and is_part(one.destination, own)
+    }
     # The prefix of an unplanned route is on the link only because of this route, which is a finding itself.
     found = [one for one in _conflicts(seen) if one.other.prefix not in strange]
     if found:
