@@ -274,7 +274,11 @@ def test_udp_is_refused_with_the_remedy(cluster: Cluster, hosts: list[Host]) -> 
 
 def test_a_cleanup_removes_the_objects(cluster: Cluster, hosts: list[Host]) -> None:
     """Without flanneld, the status shows the last lease."""
-    host = hosts[0]
+    host, _, with_another_backend = hosts
+    cluster.configure("wireguard")
+    cluster.stop(with_another_backend)
+    cluster.join(with_another_backend)
+    wait_reached(*hosts)
     subnet = bridge(host).network
     cluster.overlay.daemons[host.name].kill()
     status = json.loads(host.run(["flannelctl", "status", "--json"], check=False).stdout)
