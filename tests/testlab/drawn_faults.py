@@ -218,6 +218,21 @@ def masquerade(draw: random.Random, pair: Pair) -> Fault:
     return Fault(do, undo, "source-changed")
 
 
+def diversion(draw: random.Random, pair: Pair) -> Fault:
+    """A rule that changes the destination of packets of containers."""
+    elsewhere = pair.here.subnet.network_address + draw.randint(3, 14)
+    match = draw.choice([f"-i {pair.bridge}", f"-s {pair.here.subnet}", f"-d {pair.peer.subnet}"])
+    action = draw.choice(
+        [
+            f"-j DNAT --to-destination {elsewhere}",
+            f"-p tcp -j REDIRECT --to-ports {draw.randint(2000, 3000)}",
+        ]
+    )
+    rule = f"PREROUTING {match} {action}"
+    do, undo = (f"{pair.iptables[0]} -t nat {option} {rule}" for option in ("-I", "-D"))
+    return Fault(do, undo, "destination-changed")
+
+
 def ipsec_block(draw: random.Random, pair: Pair) -> Fault:
     """A policy against tunnel packets, or against packets of containers."""
     is_in = draw.random() < 0.5
@@ -358,6 +373,7 @@ KINDS: dict[Family, list[Kind]] = {
         asymmetric_way,
         policy_rule,
         masquerade,
+        diversion,
         ipsec_block,
         bridge_down,
         overlay_address,
@@ -380,6 +396,7 @@ KINDS: dict[Family, list[Kind]] = {
         wrong_neighbour,
         policy_rule,
         masquerade,
+        diversion,
         ipsec_block,
         bridge_down,
         ipv6_off,
@@ -395,7 +412,7 @@ KINDS: dict[Family, list[Kind]] = {
 _SINGLE = frozenset({"wrong_neighbour"})
 """Faults that doctor finds by probes, which stop at an earlier fault of the host itself."""
 
-_WARNINGS = frozenset({"source-changed", "echo-ignored", "arp-ignored"})
+_WARNINGS = frozenset({"source-changed", "destination-changed", "echo-ignored", "arp-ignored"})
 
 
 def harmless(draw: random.Random, pair: Pair) -> tuple[str, str]:

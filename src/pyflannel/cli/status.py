@@ -81,7 +81,7 @@ def doctor(
 ) -> None:
     """List the problems of this host, with cause and remedy.
 
-    Without --fix, doctor changes nothing. The exit code is 1 if packets are lost or may be lost.
+    Without --fix, doctor changes nothing. The exit code is 1 if a problem is an error.
     """
     from pyflannel.commands.examination import examine, fix  # imported here: status does not need this module
 

@@ -223,6 +223,19 @@ def test_a_rule_that_changes_the_destination_of_tunnel_packets_is_named(rule: st
     assert one.fix.startswith(fix)
 
 
+@pytest.mark.parametrize(
+    "rule",
+    ["-i docker0 -j DNAT --to-destination 10.100.15.9", "-s 10.100.0.0/16 -p tcp -j REDIRECT --to-ports 80"],
+)
+def test_a_rule_that_changes_the_destination_of_packets_of_containers_is_named(rule: str) -> None:
+    nat = iptables(":PREROUTING ACCEPT", f"-A PREROUTING {rule}", table="nat")
+
+    one = found(replace(HEALTHY, ruleset=nat))
+
+    assert (one.code, one.severity) == ("destination-changed", "warning")
+    assert one.fix.startswith(f"iptables -t nat -D PREROUTING {rule}")
+
+
 def test_a_rule_that_changes_the_destination_of_other_packets_is_no_finding() -> None:
     rules = [
         "PREROUTING -p tcp --dport 8472 -j REDIRECT",

@@ -293,6 +293,7 @@ def _filters(seen: Observed) -> Iterator[Finding]:
     dropped: dict[tuple[str, str], Finding] = {}
     unknown: dict[str, str] = {}
     changes: dict[str, tuple[BaseChain, Rule]] = {}
+    diversions: dict[str, tuple[BaseChain, Rule]] = {}
     redirected: dict[str, Finding] = {}
     for flow, judgement in _judgements(seen):
         chain, rule = judgement.chain, judgement.rule
@@ -301,6 +302,8 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         if judgement.redirection is not None and is_of_tunnel(flow):
             text = listed(*judgement.redirection)
             redirected[text] = redirected_by(*judgement.redirection, flow)
+        elif judgement.redirection is not None and flow.code == "forward-dropped":
+            diversions[listed(*judgement.redirection)] = judgement.redirection
         if chain is None or _is_of_docker(rule, seen):
             continue
         text = listed(chain, rule, flow)
@@ -312,6 +315,8 @@ def _filters(seen: Observed) -> Iterator[Finding]:
     yield from redirected.values()
     if changes:
         yield _changed(changes)
+    if diversions:
+        yield _diverted(diversions)
     if unknown:
         yield Finding(
             code="rules-unknown",
@@ -407,6 +412,17 @@ def _changed(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
         cause="these rules change the source address of packets between containers of different hosts",
         evidence=some(list(changes)),
         fix=f"{'; '.join(commands[:NAMED])}  # Docker also needs --ip-masq=false, see mk-docker-opts",
+    )
+
+
+def _diverted(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
+    commands = [_removal_of(chain, rule) for chain, rule in changes.values()]
+    return Finding(
+        code="destination-changed",
+        severity="warning",
+        cause="these rules change the destination of packets between containers of different hosts",
+        evidence=some(list(changes)),
+        fix=f"{'; '.join(commands[:NAMED])}  # if no program needs the rules, for example a proxy",
     )
 
 
