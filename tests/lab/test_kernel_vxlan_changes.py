@@ -82,7 +82,7 @@ def ready(namespace) -> None:
     namespace.ip("link set vxother up")
     namespace.ip("link add vxblue type vxlan id 78 dstport 8472 dev eth0")
     namespace.command("ip", "link", "set", "vxblue", "up", "alias", "pyflannel /run/blue")
-    namespace.settle(eth0="UP")
+    namespace.settle(eth0="UP", eth0r="UP")
 
 
 @asynccontextmanager
