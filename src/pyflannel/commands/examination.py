@@ -484,14 +484,18 @@ async def _examined(
         interfaces_of_host(routes_of_network(status)),
         programs_of(places),
     )
+    containers, taken = await asyncio.gather(
+        in_thread(find_containers),
+        taking_filters({one.name: one.kind for one in interfaces.interfaces}),
+    )
     host = _Host(
         items=(*items, *rules),
         saved=saved,
         read=read,
         interfaces=interfaces,
         programs=programs[0],
-        containers=await in_thread(find_containers),
-        taking_filters=await taking_filters({one.name: one.kind for one in interfaces.interfaces}),
+        containers=containers,
+        taking_filters=taken,
     )
     unread = tuple(
         Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)

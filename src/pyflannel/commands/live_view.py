@@ -152,10 +152,11 @@ class LiveView:
         except FlannelError as error:
             return await self._without_answer(error)
         self._known = status, leases, events
-        received = await self._count(status, peer_entries(status, leases))
+        entries = peer_entries(status, leases)
+        received = await self._count(status, entries)
         self._answered_at = self._clock.now()
         self._traffic.add(self._answered_at, status, received)
-        return self._moment(status, status, leases, events)
+        return self._moment(status, entries, decisive_echoes(status, leases), events)
 
     async def _without_answer(self, error: FlannelError) -> Moment:
         """Return a `Moment` from the files of flanneld, with the peers of its last answer, if any."""
@@ -166,26 +167,28 @@ class LiveView:
         hint = error.hint
         if isinstance(error, NotReadyError):
             hint = what_to_do(self._places, offline, error)
+        status, leases, events = self._known
         return replace(
-            self._moment(offline, *self._known),
+            self._moment(offline, peer_entries(status, leases), decisive_echoes(status, leases), events),
             trouble=Notice(str(error), hint),
             silent_s=None if self._answered_at is None else self._clock.now() - self._answered_at,
         )
 
     def _moment(
-        self, shown: Status, known: Status, leases: Sequence[LeaseEntry], events: Sequence[JournalEntry]
+        self,
+        shown: Status,
+        entries: Sequence[PeerEntry],
+        echoes: Mapping[IpNetwork, Echo],
+        events: Sequence[JournalEntry],
     ) -> Moment:
-        """Return a `Moment` with the peers in `leases`. `known` is the status that these leases belong to."""
-        echoes = decisive_echoes(known, leases)
+        """Return a `Moment` with these peers, and repeat the probes `echoes`."""
         self._losses.keep({echo.destination for echo in echoes.values()})
         results = self._probes.ask(echoes)
         return Moment(
             status=shown,
             peers=tuple(
                 self._peer(entry, echoes.get(entry.subnet), results.get(entry.subnet))
-                for entry in sorted(
-                    peer_entries(known, leases), key=lambda entry: place_of_subnet(entry.subnet)
-                )
+                for entry in sorted(entries, key=lambda entry: place_of_subnet(entry.subnet))
             ),
             events=tuple(events),
             rates=self._traffic.rates,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pyflannel.assembly.directories import Places
-from pyflannel.assembly.tunnel_counters import TUNNELS, bytes_from_peers
+from pyflannel.assembly.peer_counters import TUNNELS, bytes_from_peers
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError
 from pyflannel.kernel.bpf.fast_path import FastPath

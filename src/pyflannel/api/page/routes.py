@@ -133,7 +133,6 @@ class _View:
         self._network = network
         self._lock = asyncio.Lock()
         self._status: tuple[float, Status] | None = None
-        self._received: tuple[float, Mapping[IpNetwork, int]] = (0.0, {})
         self._bodies: dict[str, tuple[float, bytes]] = {}
         self._examined: tuple[float, bytes] | None = None
         self._is_examining = False
@@ -141,17 +140,16 @@ class _View:
     async def peers(self) -> bytes:
         """Return the document of `flannelctl peers --json`."""
         status = await self._recent()
-        received = await self._recent_bytes(status)
-        return self._shared("peers", lambda: self._peers(status, received))
+        return await self._shared("peers", lambda: self._peers(status))
 
     async def status(self) -> bytes:
         """Return the document of `flannelctl status --json`."""
         status = await self._recent()
-        return self._shared("status", lambda: self._with_reach(status))
+        return await self._shared("status", lambda: self._with_reach(status))
 
     async def events(self) -> bytes:
         """Return the document of `flannelctl events --json`."""
-        return self._shared("events", lambda: format_events(self._network.events()))
+        return await self._shared("events", self._events)
 
     async def config(self) -> bytes:
         """Return the network config in use, without its secrets."""
@@ -221,24 +219,14 @@ class _View:
                 self._status = time.monotonic(), await self._network.status()
             return self._status[1]
 
-    async def _recent_bytes(self, status: Status) -> Mapping[IpNetwork, int]:
-        """Return the bytes from each peer, read within the last SHARED_S, or earlier if a read takes long."""
+    async def _shared(self, name: str, form: Callable[[], Awaitable[bytes]]) -> bytes:
         async with self._lock:
-            until, received = self._received
+            until, body = self._bodies.get(name, (0.0, b""))
             if (started := time.monotonic()) >= until:
-                entries = peer_entries(status, self._leases())
-                received = await self._network.bytes_from_peers(status, entries)
+                body = await form()
                 ended = time.monotonic()
-                self._received = ended + max(SHARED_S, COSTS * (ended - started)), received
-            return received
-
-    def _shared(self, name: str, form: Callable[[], bytes]) -> bytes:
-        until, body = self._bodies.get(name, (0.0, b""))
-        if (started := time.monotonic()) >= until:
-            body = form()
-            ended = time.monotonic()
-            self._bodies[name] = ended + max(SHARED_S, COSTS * (ended - started)), body
-        return body
+                self._bodies[name] = ended + max(SHARED_S, COSTS * (ended - started)), body
+            return body
 
     def _leases(self) -> list[LeaseEntry]:
         ages = self._network.change_ages()
@@ -248,11 +236,15 @@ class _View:
         """Return the latest result of the probe of each peer, and let the probes continue."""
         return self._network.probe(decisive_echoes(status, leases))
 
-    def _peers(self, status: Status, received: Mapping[IpNetwork, int]) -> bytes:
+    async def _events(self) -> bytes:
+        return format_events(self._network.events())
+
+    async def _peers(self, status: Status) -> bytes:
         leases = self._leases()
-        probed = self._probed(status, leases)
+        known, probed = peer_entries(status, leases), self._probed(status, leases)
+        received = await self._network.bytes_from_peers(status, known)
         entries = []
-        for entry in peer_entries(status, leases):
+        for entry in known:
             if (size := received.get(entry.subnet)) is not None:
                 entry = replace(entry, received_bytes=size)
             if (result := probed.get(entry.subnet)) is not None:
@@ -260,7 +252,7 @@ class _View:
             entries.append(entry)
         return format_peers(entries)
 
-    def _with_reach(self, status: Status) -> bytes:
+    async def _with_reach(self, status: Status) -> bytes:
         probed = self._probed(status, self._leases())
         silent = sorted(
             (subnet for subnet, one in probed.items() if one.state != "reached"), key=place_of_subnet

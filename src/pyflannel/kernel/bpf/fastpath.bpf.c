@@ -63,21 +63,17 @@ static __always_inline int count(enum outcome outcome, __u32 bytes, int verdict)
 	return verdict;
 }
 
-/* Return the sender of a received datagram, for count_from(). */
-static __always_inline struct sender sender_of(const struct iphdr *outer, const struct iphdr *inner)
+/* Count the bytes of a datagram that a program decapsulated, without the outer Ethernet header. The arguments are the
+ * outer and the inner source address. */
+static __always_inline void count_from(__be32 address, __be32 source, __u64 bytes)
 {
-	return (struct sender){ .address = outer->saddr, .subnet = inner->saddr & settings.subnet_mask };
-}
-
-/* Count the bytes of a datagram that a program decapsulated. The outer Ethernet header does not count. */
-static __always_inline void count_from(const struct sender *sender, __u64 bytes)
-{
-	__u64 *counted = bpf_map_lookup_elem(&flannel_bytes, sender);
+	struct sender sender = { .address = address, .subnet = source & settings.subnet_mask };
+	__u64 *counted = bpf_map_lookup_elem(&flannel_bytes, &sender);
 
 	if (counted)
 		*counted += bytes;
 	else	/* writes only the value of this processor */
-		bpf_map_update_elem(&flannel_bytes, sender, &bytes, BPF_ANY);
+		bpf_map_update_elem(&flannel_bytes, &sender, &bytes, BPF_ANY);
 }
 
 /* Drop a packet that the tunnel guard does not permit. Count the packet, and record its sender. */
@@ -674,7 +670,7 @@ int flannel_decap(struct __sk_buff *skb)
 	struct udphdr *udp;
 	struct peer *peer;
 	__u32 outer_bytes, inner_bytes;
-	struct sender sender;
+	__be32 source;
 	int is_segment, verdict;
 
 	if (settings.is_vxlan)
@@ -734,12 +730,12 @@ int flannel_decap(struct __sk_buff *skb)
 
 	/* All packets of a connection must take the same path. Otherwise later packets could overtake earlier ones. */
 	is_segment = settings.gro_index && inner->protocol == IPPROTO_TCP && !skb->gso_size;
-	sender = sender_of(outer, inner);
+	source = inner->saddr;
 	decrement_ttl(inner);
 	if (bpf_skb_adjust_room(skb, -TUNNEL_BYTES, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return count(DROPPED_UNFINISHED, bytes, DROP);
 	count(DECAPSULATED, bytes, 0);
-	count_from(&sender, bytes + TUNNEL_BYTES);
+	count_from(peer->address, source, bytes + TUNNEL_BYTES);
 	if (is_segment && !is_gone(settings.gro_index))
 		return bpf_redirect(settings.gro_index, 0);
 	if (settings.caches_flows) {

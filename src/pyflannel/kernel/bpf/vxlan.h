@@ -86,7 +86,6 @@ static __always_inline int learn_vxlan_frame(struct __sk_buff *skb)
 static __always_inline int receive_from_vxlan(struct __sk_buff *skb)
 {
 	__u32 bytes = skb->len - ETH_HLEN;
-	struct sender sender;
 	struct origin origin;
 	struct iphdr *ip;
 	struct udphdr *udp;
@@ -112,7 +111,6 @@ static __always_inline int receive_from_vxlan(struct __sk_buff *skb)
 	if (ip->daddr != settings.address || (ip->tos & ECN) == CONGESTED ||
 	    bpf_ntohs(ip->tot_len) != bytes || bpf_ntohs(udp->len) != bytes - IP_BYTES || checksum(ip))
 		return NEXT;
-	sender = sender_of(ip, (void *)ip + VXLAN_BYTES);
 	words = (void *)ip;
 	origin.words[0] = ip->saddr;
 	origin.words[1] = ip->daddr;
@@ -128,6 +126,6 @@ static __always_inline int receive_from_vxlan(struct __sk_buff *skb)
 	if (bpf_skb_adjust_room(skb, -VXLAN_BYTES, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
 		return count(DROPPED_UNFINISHED, skb->len, DROP);
 	count(DECAPSULATED, skb->len - ETH_HLEN, 0);
-	count_from(&sender, bytes);
+	count_from(origin.words[0], key.destination, bytes);
 	return deliver(skb, side, mac, port, now);
 }

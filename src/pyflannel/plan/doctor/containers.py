@@ -2,16 +2,17 @@
 bridges.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from shlex import quote
 
-from pyflannel.model.network_config import IpAddress, is_part
+from pyflannel.model.network_config import Family, IpAddress, is_part
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.observed import (
     NAMED,
     ContainerLink,
     ContainerNamespace,
     Observed,
+    SetNeighbour,
     main_route,
     removal,
     shown,
@@ -25,11 +26,9 @@ def _neighbours(seen: Observed) -> Iterator[Finding]:
     """
     right = _macs(seen)
     wrong = {
-        f"{one.process}: ip neighbour show {entry.address} dev {entry.link}: lladdr {entry.mac} PERMANENT,"
-        f" but {entry.address} has {' or '.join(sorted(right[entry.address]))}": (one.pid, entry)
+        f"{one.process}: {text}": (one.pid, entry)
         for one in seen.containers
-        for entry in one.set_neighbours
-        if entry.address.version == seen.family and entry.mac not in right.get(entry.address, {entry.mac})
+        for text, entry in _wrong(one.set_neighbours, right, seen.family)
     }
     if wrong:
         yield Finding(
@@ -48,13 +47,7 @@ def _neighbours_of_host(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that this host has permanent neighbour entries with wrong MAC addresses for its
     containers.
     """
-    right = _macs(seen)
-    wrong = {
-        f"ip neighbour show {one.address} dev {one.link}: lladdr {one.mac} PERMANENT,"
-        f" but {one.address} has {' or '.join(sorted(right[one.address]))}": one
-        for one in seen.bridge_neighbours
-        if one.address.version == seen.family and one.mac not in right.get(one.address, {one.mac})
-    }
+    wrong = dict(_wrong(seen.bridge_neighbours, _macs(seen), seen.family))
     if wrong:
         yield Finding(
             code="container-neighbour",
@@ -66,6 +59,16 @@ def _neighbours_of_host(seen: Observed) -> Iterator[Finding]:
                 for one in [*wrong.values()][:NAMED]
             ),
         )
+
+
+def _wrong(
+    entries: Iterable[SetNeighbour], right: Mapping[IpAddress, set[str]], family: Family
+) -> Iterator[tuple[str, SetNeighbour]]:
+    """Yield the evidence and the entry for each permanent neighbour entry with a wrong MAC address."""
+    for one in entries:
+        if one.address.version == family and one.mac not in right.get(one.address, {one.mac}):
+            shown = f"ip neighbour show {one.address} dev {one.link}: lladdr {one.mac} PERMANENT"
+            yield f"{shown}, but {one.address} has {' or '.join(sorted(right[one.address]))}", one
 
 
 def _macs(seen: Observed) -> dict[IpAddress, set[str]]:

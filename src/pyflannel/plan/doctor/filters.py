@@ -5,7 +5,7 @@ packets of the overlay.
 from collections.abc import Iterator
 from ipaddress import IPv6Address
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pyflannel.model.netfilter import ICMPV6, TCP, UDP, BaseChain, Hook, Judgement, Packet, Rule, Ruleset
 from pyflannel.model.network_config import IpAddress, IpNetwork
@@ -288,12 +288,16 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
             left = tuple(chain for chain in left if chain is not judgement.chain)
 
 
+_Rules = dict[str, tuple[BaseChain, Rule]]
+"""Rules with their chains, by their texts."""
+
+
 def _filters(seen: Observed) -> Iterator[Finding]:
     """Yield the chains that drop packets of the overlay, and rules whose effect is unknown."""
     dropped: dict[tuple[str, str], Finding] = {}
     unknown: dict[str, str] = {}
-    changes: dict[str, tuple[BaseChain, Rule]] = {}
-    diversions: dict[str, tuple[BaseChain, Rule]] = {}
+    changes: _Rules = {}
+    diversions: _Rules = {}
     redirected: dict[str, Finding] = {}
     for flow, judgement in _judgements(seen):
         chain, rule = judgement.chain, judgement.rule
@@ -314,9 +318,9 @@ def _filters(seen: Observed) -> Iterator[Finding]:
     yield from dropped.values()
     yield from redirected.values()
     if changes:
-        yield _changed(changes)
+        yield _translated("source", changes, "Docker also needs --ip-masq=false, see mk-docker-opts")
     if diversions:
-        yield _diverted(diversions)
+        yield _translated("destination", diversions, "if no program needs the rules, for example a proxy")
     if unknown:
         yield Finding(
             code="rules-unknown",
@@ -404,25 +408,15 @@ def _removal_of(chain: BaseChain, rule: Rule) -> str:
     return f"{chain.program} -t {chain.table} -D {name} {rule.text}"
 
 
-def _changed(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
-    commands = [_removal_of(chain, rule) for chain, rule in changes.values()]
+def _translated(end: Literal["source", "destination"], found: _Rules, advice: str) -> Finding:
+    """Return the finding that rules change the source or the destination of packets of containers."""
+    commands = [_removal_of(chain, rule) for chain, rule in found.values()]
     return Finding(
-        code="source-changed",
+        code=f"{end}-changed",
         severity="warning",
-        cause="these rules change the source address of packets between containers of different hosts",
-        evidence=some(list(changes)),
-        fix=f"{'; '.join(commands[:NAMED])}  # Docker also needs --ip-masq=false, see mk-docker-opts",
-    )
-
-
-def _diverted(changes: dict[str, tuple[BaseChain, Rule]]) -> Finding:
-    commands = [_removal_of(chain, rule) for chain, rule in changes.values()]
-    return Finding(
-        code="destination-changed",
-        severity="warning",
-        cause="these rules change the destination of packets between containers of different hosts",
-        evidence=some(list(changes)),
-        fix=f"{'; '.join(commands[:NAMED])}  # if no program needs the rules, for example a proxy",
+        cause=f"these rules change the {end} address of packets between containers of different hosts",
+        evidence=some(list(found)),
+        fix=f"{'; '.join(commands[:NAMED])}  # {advice}",
     )
 
 
