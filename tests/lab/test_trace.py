@@ -167,7 +167,7 @@ from msgspec.structs import replace
 from ipaddress import IPv4Address
 from pyflannel.assembly.directories import Places
 from pyflannel.kernel.bpf.fast_path import FastPath
-from pyflannel.commands.examination import programs_of
+from pyflannel.commands.observations import programs_of
 
 async def change():
     programs, (peer,) = await programs_of(Places())

@@ -42,7 +42,7 @@ def ping(
       flannelctl ping 10.100.93.7
       flannelctl ping --json 192.168.50.101
     """
-    from pyflannel.commands.examination import ping_path
+    from pyflannel.commands.ping import ping_path
 
     places = places_of(run_dir, state_dir, subnet_file)
     report = answer(invocation, ping_path(places, invocation.socket, host), is_limited=True)
@@ -103,7 +103,7 @@ def bench(
       flannelctl bench docker2
       flannelctl bench 10.100.93.7 --json
     """
-    from pyflannel.commands.examination import bench_host
+    from pyflannel.commands.ping import bench_host
 
     places = places_of(run_dir, state_dir, subnet_file)
     report = answer(invocation, bench_host(places, invocation.socket, host), is_limited=True)

@@ -16,8 +16,9 @@ from msgspec import Struct, field
 from pyflannel import VERSION
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.options import KEY_FILE
-from pyflannel.commands.examination import examine, leases_of_host, status_of_host
+from pyflannel.commands.examination import examine
 from pyflannel.commands.local_daemon import running_daemon
+from pyflannel.commands.membership import leases_of_host, status_of_host
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, in_words
 from pyflannel.kernel.filters.programs import run_program

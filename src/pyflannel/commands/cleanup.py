@@ -13,8 +13,8 @@ from pyflannel.assembly.directories import DOCKER_SOCKET, Places
 from pyflannel.assembly.options import kubernetes_from_environment
 from pyflannel.assembly.store_flags import etcd_password_of, store_url_from_environment
 from pyflannel.assembly.stores import KubernetesAddress, open_store, parse_store_url
-from pyflannel.commands.examination import known_networks, memberships_of, status_of_host
 from pyflannel.commands.local_daemon import running_daemon, stop_daemon
+from pyflannel.commands.membership import known_networks, memberships_of, status_of_host
 from pyflannel.commands.network_client import READ_S, is_missing
 from pyflannel.errors import BusyError, FlannelError, WireError, sentences
 from pyflannel.http.sockets import server_pid

@@ -204,7 +204,7 @@ async def offline_status(places: Places, cause: str) -> Status:
     """
     env_text = _read(places.subnet_file)
     env = _subnet_env(env_text)
-    known = _last_known(places.last_known)
+    known = last_known(places.last_known)
     config = _config(known)
     forwarder, link = await asyncio.gather(forwarder_status(places.run_dir), forwarder_link(places.run_dir))
     return Status(
@@ -230,7 +230,7 @@ async def offline_status(places: Places, cause: str) -> Status:
 
 def last_known_leases(places: Places) -> list[LeaseEntry]:
     """Return the leases in the last answer of the store that the daemon saved; empty if there is none."""
-    known = _last_known(places.last_known)
+    known = last_known(places.last_known)
     leases = map(kept_lease, known.records if known else ())
     return [LeaseEntry.of(lease) for lease in leases if lease is not None]
 
@@ -336,7 +336,8 @@ def _ipv6_network(env: Mapping[str, str]) -> IPv6Network | None:
     return None
 
 
-def _last_known(path: Path) -> Kept | None:
+def last_known(path: Path) -> Kept | None:
+    """Return the last known leases that the daemon saved; None if the file is missing or malformed."""
     with contextlib.suppress(OSError, WireError):
         return parse_last_known(read_end(path))
     return None

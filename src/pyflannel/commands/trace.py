@@ -10,8 +10,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
-from pyflannel.commands.examination import leases_of_host, programs_of, status_of_host, without_leases
 from pyflannel.commands.host_links import interfaces_of_host
+from pyflannel.commands.membership import leases_of_host, status_of_host, without_leases
+from pyflannel.commands.observations import programs_of
 from pyflannel.commands.reach import probe_path
 from pyflannel.errors import FlannelError, TargetError, WireError
 from pyflannel.kernel.filters.packet_trace import trace_echo

@@ -533,7 +533,11 @@ class TestNetworkThatOverlapsTheUnderlay:
 @pytest.mark.parametrize("document", ["docs/guides/troubleshooting.md", "docs/reference/flannelctl.md"])
 def test_the_documents_explain_every_code(document: str) -> None:
     package = ROOT / "src/pyflannel"
-    sources = [*package.glob("plan/doctor/*.py"), package / "commands/examination.py"]
+    sources = [
+        *package.glob("plan/doctor/*.py"),
+        package / "commands/examination.py",
+        package / "commands/observations.py",
+    ]
     known = {code for source in sources for code in re.findall(r'code="([\w-]+)"', source.read_text())}
     known |= {"tunnel-dropped", "tunnel-not-sent", "forward-dropped"}
 

@@ -72,7 +72,7 @@ def test_a_verb_does_not_load_the_examination_of_the_host(module: str) -> None:
     """On a busy host, the start of flannelctl takes most of the 5 s."""
     code = (
         f"import sys, pyflannel.cli.{module}\n"
-        "late = {'pyflannel.commands.examination', 'pyflannel.assembly.options', 'rich.table'}\n"
+        "late = {'pyflannel.commands.observations', 'pyflannel.assembly.options', 'rich.table'}\n"
         "print(late & {*sys.modules})"
     )
 
