@@ -167,8 +167,10 @@ ActionKind = Literal[
     "translate",
     "notrack",
     "mark",
+    "expire",
     "unknown",
 ]
+"""`expire` sets the TTL or hop limit so low that no router forwards the packet. Other rules still apply."""
 
 
 class Action(Struct, frozen=True):
@@ -240,14 +242,15 @@ class Judgement(Struct, frozen=True, kw_only=True):
     """The verdict of the rules on a packet.
 
     Attributes:
-        kind: `unknown` if it depends on a condition that pyflannel does not evaluate.
+        kind: `expire` if a rule lets the packet expire at the next router; `unknown` if the verdict depends
+            on a condition that pyflannel does not evaluate.
         chain: the base chain that drops, or may drop, the packet.
         rule: the rule that drops, or may drop, the packet; None if the policy drops it.
         translation: the rule that changes the source of the packet, with its base chain.
         redirection: the rule that changes the destination of the packet, with its base chain.
     """
 
-    kind: Literal["accept", "drop", "reject", "unknown"]
+    kind: Literal["accept", "drop", "reject", "expire", "unknown"]
     chain: BaseChain | None = None
     rule: Rule | None = None
     translation: tuple[BaseChain, Rule] | None = None

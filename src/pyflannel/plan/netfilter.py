@@ -102,6 +102,8 @@ def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
             return Judgement(
                 kind="reject" if first.kind == "reject" else "drop", chain=chain, rule=first.rule
             )
+        if run.expired is not None and "forward" in hooks:
+            return Judgement(kind="expire", chain=chain, rule=run.expired)
         doubtful = dropping or [one for one in run.ends if one.kind == "unknown"]
         if doubtful and doubt is None:
             doubt = Judgement(kind="unknown", chain=chain, rule=doubtful[0].rule)
@@ -137,14 +139,19 @@ class _End(Struct, frozen=True):
 
 
 class _Run(Struct):
-    """The evaluation of one packet in one base chain."""
+    """The evaluation of one packet in one base chain.
+
+    Attributes:
+        expired: the rule that certainly lets the packet expire at the next router.
+        seen: chains that were already evaluated for the packet, each with the information whether the packet
+            ends in it. These chains are needed because chains may jump to each other.
+    """
 
     chain: BaseChain
     packet: Packet
     ends: list[_End] = field(default_factory=list)
     seen: dict[tuple[str, Packet], bool] = field(default_factory=dict)
-    """Chains that were already evaluated for the packet, each with the information whether the packet ends
-    in it. These chains are needed because chains may jump to each other."""
+    expired: Rule | None = None
 
     def evaluate(self) -> None:
         """Collect all possible verdicts on the packet."""
@@ -199,6 +206,12 @@ class _Run(Struct):
                 known = is_certain and mark is not None and action.value is not None
                 new = (mark or 0) & action.keep ^ (action.value or 0) if known else None
                 self.packet = replace(self.packet, mark=new)
+                return False, False
+            case "expire":
+                if is_certain:
+                    self.expired = self.expired or rule
+                else:
+                    self.ends.append(_End("unknown", rule))
                 return False, False
             case "continue":
                 return False, False

@@ -128,7 +128,7 @@ def _action(words: Sequence[str], saved: Mapping[str, SavedChain]) -> Action:
         case "MARK":
             return _mark(rest)
         case "TTL" | "HL" if rest[:1] in (["--ttl-set"], ["--hl-set"]) and rest[1:] in (["0"], ["1"]):
-            return Action("unknown", target)  # routing then drops the packet
+            return Action("expire")
         case "CONNMARK":
             return Action("mark") if "--restore-mark" in rest else Action("continue")
         case _ if target in _CONTINUING:

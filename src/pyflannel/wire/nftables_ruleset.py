@@ -339,6 +339,8 @@ def _mangled(value: _Json) -> Action:
             return Action("mark", value=mark)
         case {"key": {"meta": {"key": "mark"}}}:
             return Action("mark")
+        case {"key": {"payload": {"field": "ttl" | "hoplimit"}}, "value": 0 | 1}:
+            return Action("expire")
         case _:
             return Action("continue")
 

@@ -2,8 +2,10 @@
 packets of the overlay.
 """
 
+import contextlib
+import re
 from collections.abc import Iterator
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from itertools import islice
 from typing import Literal, NamedTuple
 
@@ -283,7 +285,7 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
         for _ in range(_DROPS):
             judgement = judge(flow.packet, left, flow.hooks)
             yield flow, judgement
-            if judgement.kind not in ("drop", "reject"):
+            if judgement.kind not in ("drop", "reject", "expire"):
                 break
             left = tuple(chain for chain in left if chain is not judgement.chain)
 
@@ -297,12 +299,17 @@ def _filters(seen: Observed) -> Iterator[Finding]:
     dropped: dict[tuple[str, str], Finding] = {}
     unknown: dict[str, str] = {}
     changes: _Rules = {}
+    spoofs: _Rules = {}
     diversions: _Rules = {}
     redirected: dict[str, Finding] = {}
     for flow, judgement in _judgements(seen):
         chain, rule = judgement.chain, judgement.rule
         if judgement.translation is not None and flow.code == "forward-dropped":
             changes[listed(*judgement.translation)] = judgement.translation
+        elif judgement.translation is not None and is_of_tunnel(flow):
+            new = _new_source(judgement.translation[1])
+            if new not in (None, flow.packet.source):
+                spoofs[listed(*judgement.translation)] = judgement.translation
         if judgement.redirection is not None and is_of_tunnel(flow):
             text = listed(*judgement.redirection)
             redirected[text] = redirected_by(*judgement.redirection, flow)
@@ -317,10 +324,28 @@ def _filters(seen: Observed) -> Iterator[Finding]:
             dropped[flow.code, text] = dropped_by(chain, rule, flow, judgement.kind)
     yield from dropped.values()
     yield from redirected.values()
+    if spoofs:
+        yield _translated(
+            "source",
+            spoofs,
+            f"of {TUNNEL_PACKETS}, and peers then drop them",
+            "if the rules are also for other packets, exclude these",
+            "error",
+        )
     if changes:
-        yield _translated("source", changes, "Docker also needs --ip-masq=false, see mk-docker-opts")
+        sources = (_new_source(rule) for _, rule in changes.values())
+        is_lost = any(one is not None and seen.interfaces.holder(one) is None for one in sources)
+        yield _translated(
+            "source",
+            changes,
+            _BETWEEN + (", and replies do not return" if is_lost else ""),
+            "Docker also needs --ip-masq=false, see mk-docker-opts",
+            "error" if is_lost else "warning",
+        )
     if diversions:
-        yield _translated("destination", diversions, "if no program needs the rules, for example a proxy")
+        yield _translated(
+            "destination", diversions, _BETWEEN, "if no program needs the rules, for example a proxy"
+        )
     if unknown:
         yield Finding(
             code="rules-unknown",
@@ -331,6 +356,23 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         )
 
 
+_BETWEEN = "of packets between containers of different hosts"
+
+_NEW_SOURCE = re.compile(
+    r"(?:--to-source|snat(?: ip6?)? to) \[?(?P<address>\d+(?:\.\d+){3}|[\da-f]*:[\da-f:]+)", re.IGNORECASE
+)
+
+
+def _new_source(rule: Rule) -> IpAddress | None:
+    """Return the address to which a rule changes the source; None if the kernel chooses it, as for
+    MASQUERADE, or if the rule names several.
+    """
+    found = _NEW_SOURCE.search(rule.text)
+    with contextlib.suppress(ValueError):
+        return None if found is None else ip_address(found["address"])
+    return None
+
+
 def _is_of_docker(rule: Rule | None, seen: Observed) -> bool:
     """Return whether another finding names this rule of Docker."""
     lines = (line for lines in seen.docker_drops.values() for line in lines)
@@ -339,7 +381,7 @@ def _is_of_docker(rule: Rule | None, seen: Observed) -> bool:
 
 def dropped_by(chain: BaseChain, rule: Rule | None, flow: Flow, kind: str) -> Finding:
     """Return the finding about a rule, or the policy of a chain, that drops or rejects packets."""
-    verb = "rejects" if kind == "reject" else "drops"
+    verb = _VERBS.get(kind, "drops")
     other = ", even if another chain accepts them" if flow.code == "forward-dropped" else ""
     return Finding(
         code=flow.code,
@@ -348,6 +390,9 @@ def dropped_by(chain: BaseChain, rule: Rule | None, flow: Flow, kind: str) -> Fi
         evidence=(listed(chain, rule, flow),),
         fix=_repair(flow, chain),
     )
+
+
+_VERBS = {"reject": "rejects", "expire": "limits to one hop, so that routers drop,"}
 
 
 def listed(chain: BaseChain, rule: Rule | None, flow: Flow | None = None) -> str:
@@ -408,13 +453,19 @@ def _removal_of(chain: BaseChain, rule: Rule) -> str:
     return f"{chain.program} -t {chain.table} -D {name} {rule.text}"
 
 
-def _translated(end: Literal["source", "destination"], found: _Rules, advice: str) -> Finding:
-    """Return the finding that rules change the source or the destination of packets of containers."""
+def _translated(
+    end: Literal["source", "destination"],
+    found: _Rules,
+    packets: str,
+    advice: str,
+    severity: Severity = "warning",
+) -> Finding:
+    """Return the finding that rules change the source or the destination of packets."""
     commands = [_removal_of(chain, rule) for chain, rule in found.values()]
     return Finding(
         code=f"{end}-changed",
-        severity="warning",
-        cause=f"these rules change the {end} address of packets between containers of different hosts",
+        severity=severity,
+        cause=f"these rules change the {end} address {packets}",
         evidence=some(list(found)),
         fix=f"{'; '.join(commands[:NAMED])}  # {advice}",
     )
