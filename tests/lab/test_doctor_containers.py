@@ -34,10 +34,14 @@ class Pair(NamedTuple):
 
     def findings(self) -> dict[str, dict[str, Any]]:
         """Return the findings by code that are warnings or errors."""
+        return {code: one for code, one in self.every_finding().items() if one["severity"] != "info"}
+
+    def every_finding(self) -> dict[str, dict[str, Any]]:
+        """Return the findings by code."""
         document = read_document(
             ["doctor"], self.host.run(["flannelctl", "--json", "doctor"], check=False).stdout
         )
-        return {one["code"]: one for one in document["findings"] if one["severity"] != "info"}
+        return {one["code"]: one for one in document["findings"]}
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +237,37 @@ def test_a_policy_rule_for_a_mark_that_a_filter_rule_sets_is_named(healthy: Pair
     assert "policy-rule" not in unmarked
     assert found["policy-rule"]["severity"] == "warning"
     assert any("mark" in line and "0x" in line for line in found["policy-rule"]["evidence"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "iptables -A INPUT -j DROP",
+        "iptables-legacy -P OUTPUT DROP",
+        "ip6tables -A INPUT -j REJECT",
+        "nft 'table inet fw { chain in { type filter hook input priority 0; policy drop; }; }'",
+        "ip xfrm policy add src 0.0.0.0/0 dst 0.0.0.0/0 dir in action block",
+        "ip xfrm policy setdefault out block",
+    ],
+)
+def test_a_rule_inside_a_container_that_drops_packets_is_named(healthy: Pair, command: str) -> None:
+    healthy.one.run(["sh", "-c", command])
+
+    found = healthy.findings()
+
+    assert set(found) == {"container-filter"}
+    line, *_ = found["container-filter"]["evidence"]
+    assert "sleep" in line
+    healthy.host.run(["sh", "-c", found["container-filter"]["fix"]])
+
+
+def test_a_container_that_ignores_echo_requests_is_information(healthy: Pair) -> None:
+    setting = "sysctl -qw net.ipv4.icmp_echo_ignore_all"
+    healthy.other.run(["sh", "-c", f"{setting}=1"])
+
+    found = healthy.every_finding()
+
+    assert found["container-silent"]["severity"] == "info"
+    (line,) = found["container-silent"]["evidence"]
+    assert line.startswith(f"{healthy.host.gateway().ip + 2}, ")
+    healthy.other.run(["sh", "-c", f"{setting}=0"])

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 
 from msgspec import Struct
@@ -19,6 +19,7 @@ from pyflannel.commands.host_links import (
 )
 from pyflannel.commands.local_daemon import daemon_process, last_known, may_ask
 from pyflannel.commands.membership import addresses_of, known_networks, membership_in
+from pyflannel.commands.observed_containers import indexes_of, silent_ports_of, with_answers, with_links
 from pyflannel.commands.reach import neighbours_of_host, peers_of
 from pyflannel.errors import TargetError, UsageError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -39,18 +40,16 @@ from pyflannel.kernel.host.machine import (
     policy_rules,
     port_mtus,
     shapers,
-    silent_ports,
     taking_filters,
     unforwarded,
 )
 from pyflannel.kernel.network.ipsec import security_associations
-from pyflannel.kernel.network.namespaces import far_ends, learned_by, read_namespace
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
 from pyflannel.model.host import Interfaces, TakingFilter
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.network_config import Family, IpAddress, IpNetwork
+from pyflannel.model.network_config import Family, IpNetwork
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.model.route import RouteAnswer
 from pyflannel.model.state import State
@@ -58,11 +57,9 @@ from pyflannel.model.status import Membership, Status
 from pyflannel.plan.doctor.docker import docker_drops
 from pyflannel.plan.doctor.observed import (
     Certificate,
-    ContainerLink,
     ContainerNamespace,
     Observed,
     SetNeighbour,
-    SilentPort,
 )
 from pyflannel.plan.doctor.packets import mark_of
 from pyflannel.plan.leftovers import rules_left
@@ -159,7 +156,7 @@ async def observe_family(
         programs=host.programs,
         on_link=on_link(interfaces, membership),
         ports={name: port_mtus(name) for name in bridges},
-        silent_ports=await _silent_ports(interfaces, bridges),
+        silent_ports=await silent_ports_of(interfaces, bridges),
         closed_ports={port: state for name in bridges for port, state in closed_ports(name).items()},
         lacks_arp=lacks_arp(membership.underlay or ""),
         ignores_arp=family == 4 and ignores_arp(membership.underlay or ""),
@@ -175,7 +172,10 @@ async def observe_family(
         docker_drops=docker_drops(host.saved, await docker_table(family), family),
         mark=places.mark,
         published_mac=_published_mac(places, family),
-        containers=await _with_links(host.containers, membership.subnet, _indexes(interfaces, bridges)),
+        containers=await with_answers(
+            await with_links(host.containers, membership.subnet, indexes_of(interfaces, bridges)),
+            membership.subnet,
+        ),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),
         has_unit=has_unit("flanneld.service"),
@@ -218,80 +218,6 @@ def certificates_for(url: str) -> tuple[Certificate, ...]:
             if last is not None:
                 times = last.not_before.timestamp(), last.not_after.timestamp()
                 found.append(Certificate(path=str(path), noun=noun, not_before=times[0], not_after=times[1]))
-    return tuple(found)
-
-
-_CONTAINERS_ASKED = 512
-"""Maximum number of containers whose links are read, which takes less than a second."""
-
-
-def _indexes(interfaces: Interfaces, bridges: Iterable[str]) -> frozenset[int]:
-    """Return the indexes of the ports of the bridges."""
-    ports = {port for bridge in bridges for port in port_mtus(bridge)}
-    return frozenset(one.index for one in interfaces.interfaces if one.name in ports)
-
-
-async def _with_links(
-    found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None, ports: frozenset[int]
-) -> tuple[ContainerNamespace, ...]:
-    """Return the containers. For the containers in the subnet of this host, and for those at the `ports` of
-    its bridges, add their links and permanent neighbour entries.
-
-    The host sees only its own end of the link of a container, which may have another MTU.
-    """
-    if subnet is None:
-        return found
-    own = [one for one in found if any(address in subnet for address in one.addresses)]
-    known = {one.pid: await _with_links_of(one, subnet) for one in own[:_CONTAINERS_ASKED]}
-    if ports - {link.peer for one in known.values() for link in one.links}:
-        # A port leads to a container that has lost its address, or whose link is down.
-        ends = await far_ends(one.pid for one in found if one.pid not in known)
-        for one in found:
-            inside = frozenset(link for link, port in ends.get(one.pid, {}).items() if port in ports)
-            if inside and len(known) < _CONTAINERS_ASKED:
-                known[one.pid] = await _with_links_of(one, subnet, inside)
-    return tuple(known.get(one.pid, one) for one in found)
-
-
-async def _with_links_of(
-    container: ContainerNamespace, subnet: IpNetwork, inside: frozenset[int] = frozenset()
-) -> ContainerNamespace:
-    """Return the container with its links in the subnet, and with its links whose index is in `inside`."""
-    if (read := await read_namespace(container.pid)) is None:
-        return container
-    held: dict[int, set[IpAddress]] = {}
-    for one in read.addresses:
-        held.setdefault(one.index, set()).add(one.address.ip)
-    links = tuple(
-        ContainerLink(
-            name=link.name,
-            mtu=link.mtu,
-            mac=link.mac,
-            peer=link.peer if link.kind == "veth" else 0,
-            is_up=link.is_up,
-            addresses=frozenset(held.get(index, ())),
-        )
-        for index, link in read.links.items()
-        if any(address in subnet for address in held.get(index, ())) or index in inside
-    )
-    permanent = tuple(
-        SetNeighbour(address=one.address, link=read.links[one.index].name, mac=one.mac)
-        for one in read.neighbours
-        if one.is_permanent and one.mac and one.index in read.links
-    )
-    return replace(container, links=links, set_neighbours=permanent)
-
-
-async def _silent_ports(interfaces: Interfaces, bridges: Iterable[str]) -> tuple[SilentPort, ...]:
-    """Return the ports of the bridges that learn no MAC addresses; there are nearly always none."""
-    found = []
-    for bridge in bridges:
-        ports, here = silent_ports(bridge), interfaces.named(bridge)
-        entries = await learned_by(here.index) if ports and here is not None else []
-        for name, floods in ports.items():
-            if (port := interfaces.named(name)) is not None:
-                macs = frozenset(mac for index, mac in entries if index == port.index)
-                found.append(SilentPort(bridge=bridge, name=name, index=port.index, floods=floods, macs=macs))
     return tuple(found)
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Generic, Self, TypeVar
 
 from msgspec import Struct
@@ -47,6 +48,21 @@ class Ran(Struct, frozen=True):
         return said[0] if said else f"exit status {self.status}"
 
 
+_namespace: ContextVar[int | None] = ContextVar("namespace", default=None)
+
+
+@contextmanager
+def programs_in_namespace_of(pid: int) -> Iterator[None]:
+    """Run the programs of this context in the network namespace of a process. If the namespace cannot be
+    entered, they fail.
+    """
+    token = _namespace.set(pid)
+    try:
+        yield
+    finally:
+        _namespace.reset(token)
+
+
 async def run_program(*words: str, given: str = "") -> Ran:
     """Run a program with `given` as its input. The program is killed at the deadline, or if this call is
     cancelled.
@@ -59,6 +75,8 @@ async def run_program(*words: str, given: str = "") -> Ran:
         TargetError: the program cannot be started, or did not exit within the deadline.
     """
     running_pids: list[int] = []
+    if (pid := _namespace.get()) is not None:
+        words = ("nsenter", "--net", "--target", str(pid), "--", *words)
     running = asyncio.ensure_future(
         in_thread(_run, words, given.encode(errors="surrogateescape"), running_pids)
     )

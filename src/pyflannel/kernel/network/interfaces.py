@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.device_ioctls import driver_of
+from pyflannel.kernel.network.ipsec import read_policies
 from pyflannel.kernel.network.items import route_of
 from pyflannel.kernel.network.netlink_socket import NotificationSocket, RequestSocket, failed
 from pyflannel.model.host import (
@@ -156,15 +157,12 @@ class KernelInterfaces:
             return ()
         requests = self._ipsec[0]
         try:
-            found = await requests.dump(xfrm.dump_policies(), xfrm.parse_policy)
+            found = await read_policies(requests)
         except TargetError as error:
             if not error.is_permanent:
                 raise
             return ()  # without this right, the fast path does not work either
-        answer = await requests.ask(xfrm.get_default())
-        if isinstance(answer, Message):  # a kernel before 5.15 refuses this option
-            found += xfrm.parse_default(answer.body)
-        return tuple(found) if len(found) <= _MOST_POLICIES else _EVERY_POLICY
+        return found if len(found) <= _MOST_POLICIES else _EVERY_POLICY
 
     async def _read_changes(self, announce: Announce) -> None:
         while True:

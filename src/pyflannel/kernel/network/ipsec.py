@@ -1,11 +1,14 @@
-"""The security associations of IPsec in this network namespace."""
+"""The security associations and the policies of IPsec in a network namespace."""
 
 import contextlib
 
 from pyflannel.errors import TargetError
+from pyflannel.kernel.network.namespaces import in_namespace_of
 from pyflannel.kernel.network.netlink_socket import RequestSocket
+from pyflannel.model.host import IpsecPolicy
 from pyflannel.model.network_config import IpAddress
 from pyflannel.wire.netlink import xfrm
+from pyflannel.wire.netlink.message import Message
 
 
 async def security_associations() -> frozenset[IpAddress] | None:
@@ -15,3 +18,25 @@ async def security_associations() -> frozenset[IpAddress] | None:
             return frozenset(await requests.dump(xfrm.dump_associations(), xfrm.parse_association))
     except TargetError:
         return None
+
+
+async def read_policies(requests: RequestSocket) -> tuple[IpsecPolicy, ...]:
+    """Return the IPsec policies and the default action, in the namespace of a socket of NETLINK_XFRM.
+
+    Raises:
+        TargetError: the kernel refused or did not answer.
+    """
+    found = await requests.dump(xfrm.dump_policies(), xfrm.parse_policy)
+    answer = await requests.ask(xfrm.get_default())
+    if isinstance(answer, Message):  # a kernel before 5.15 refuses this option
+        found += xfrm.parse_default(answer.body)
+    return tuple(found)
+
+
+async def policies_in(pid: int) -> tuple[IpsecPolicy, ...]:
+    """Return the IPsec policies in the network namespace of a process; empty if they cannot be read."""
+    with contextlib.suppress(OSError, TargetError):
+        opened = in_namespace_of(pid, lambda: RequestSocket(xfrm.PROTOCOL))
+        with contextlib.closing(opened) as requests:
+            return await read_policies(requests)
+    return ()

@@ -5,8 +5,11 @@ bridges.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from shlex import quote
 
+from pyflannel.model.host import Interfaces
 from pyflannel.model.network_config import Family, IpAddress, is_part
 from pyflannel.model.status import Finding
+from pyflannel.plan.doctor.filters import container_packet, listed, removal_of
+from pyflannel.plan.doctor.ipsec import blocking_policies, policy_removal, policy_text
 from pyflannel.plan.doctor.observed import (
     NAMED,
     ContainerLink,
@@ -18,6 +21,7 @@ from pyflannel.plan.doctor.observed import (
     shown,
     some,
 )
+from pyflannel.plan.netfilter import IN, OUT, judge
 
 
 def _neighbours(seen: Observed) -> Iterator[Finding]:
@@ -224,6 +228,57 @@ def _without_address(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _silent(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that filter rules or IPsec policies inside containers drop packets, and the finding
+    that containers are silent for an unknown reason.
+    """
+    peer = next(iter(seen.membership.peers), None)
+    lines, commands, unknown = list[str](), list[str](), list[str]()
+    for one in seen.containers:
+        for address in sorted((held for held in one.silent if held.version == seen.family), key=int):
+            there = address + 1 if peer is None else peer.network_address + 2
+            stops = [*_stops_inside(one, address, there)]
+            lines += [f"{address}, {one.process}: {text}" for text, _ in stops]
+            commands += [f"nsenter --net --target {one.pid} {command}" for _, command in stops]
+            if not stops:
+                unknown.append(f"{address}, {one.process}")
+    if lines:
+        yield Finding(
+            code="container-filter",
+            severity="warning",
+            cause="containers answer no ICMP echo requests, and rules inside them drop packets",
+            evidence=some([*dict.fromkeys(lines)]),
+            fix="; ".join([*dict.fromkeys(commands)][:NAMED])
+            + "  # or change the program in the container that sets the rules",
+        )
+    if unknown:
+        yield Finding(
+            code="container-silent",
+            severity="info",
+            cause="containers answer no ICMP echo requests of this host, for an unknown reason",
+            evidence=some(unknown),
+            fix=f"flannelctl trace {unknown[0].split(',')[0]}  # some programs ignore these requests",
+        )
+
+
+def _stops_inside(one: ContainerNamespace, address: IpAddress, there: IpAddress) -> Iterator[tuple[str, str]]:
+    """Yield the rules and policies inside a container that drop packets between it and another container, and
+    the commands that remove them.
+    """
+    link = next((link.name for link in one.links if address in link.addresses), "eth0")
+    inside = Interfaces(policies=one.policies)
+    for packet, hooks in (
+        (container_packet(there, address, iif=link), IN),
+        (container_packet(address, there, oif=link), OUT),
+    ):
+        for policy in blocking_policies(packet, hooks, inside):
+            yield policy_text(policy), policy_removal(policy)
+        judgement = judge(packet, one.ruleset, hooks)
+        if judgement.chain is not None and judgement.kind in ("drop", "reject"):
+            chain, rule = judgement.chain, judgement.rule
+            yield listed(chain, rule), removal_of(chain, rule)
+
+
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _neighbours,
     _neighbours_of_host,
@@ -231,4 +286,5 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _cut_off,
     _beside_bridge,
     _without_address,
+    _silent,
 )

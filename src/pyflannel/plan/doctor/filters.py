@@ -440,13 +440,19 @@ def redirected_by(chain: BaseChain, rule: Rule, flow: Flow) -> Finding:
         severity=flow.severity,
         cause=f"{chain.place} changes the destination of {flow.noun}",
         evidence=(listed(chain, rule),),
-        fix=f"{_removal_of(chain, rule)}  # known flows keep the changed destination until the command"
+        fix=f"{removal_of(chain, rule)}  # known flows keep the changed destination until the command"
         f" 'conntrack -D -p udp --orig-port-dst {flow.packet.destination_port}' removes them",
     )
 
 
-def _removal_of(chain: BaseChain, rule: Rule) -> str:
-    """Return the command that deletes a rule of a base chain, or of a chain to which it jumps."""
+def removal_of(chain: BaseChain, rule: Rule | None) -> str:
+    """Return the command that deletes a rule of a base chain, or of a chain to which it jumps. Without a
+    rule, it changes the policy of the base chain.
+    """
+    if rule is None and chain.program == "nft":
+        return f"nft 'chain {chain.family} {chain.table} {chain.name} {{ policy accept; }}'"
+    if rule is None:
+        return f"{chain.program} -t {chain.table} -P {chain.name} ACCEPT"
     name = next((name for name, rules in chain.chains.items() if rule in rules), chain.name)
     if chain.program == "nft":
         return f"nft delete rule {chain.family} {chain.table} {name} handle {rule.number}"
@@ -461,7 +467,7 @@ def _translated(
     severity: Severity = "warning",
 ) -> Finding:
     """Return the finding that rules change the source or the destination of packets."""
-    commands = [_removal_of(chain, rule) for chain, rule in found.values()]
+    commands = [removal_of(chain, rule) for chain, rule in found.values()]
     return Finding(
         code=f"{end}-changed",
         severity=severity,

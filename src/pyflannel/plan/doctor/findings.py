@@ -34,8 +34,12 @@ def findings_of_host(seen: Observed) -> tuple[Finding, ...]:
 
 
 def findings_in_family(seen: Observed) -> tuple[Finding, ...]:
-    """Return the findings in one family of the network, the errors first."""
-    return merged(one for check in _CHECKS for one in check(seen))
+    """Return the findings in one family of the network, the errors first. Containers that are silent for an
+    unknown reason are a finding only if there is no error.
+    """
+    found = merged(one for check in _CHECKS for one in check(seen))
+    is_explained = any(one.severity == "error" for one in found)
+    return tuple(one for one in found if one.code != "container-silent" or not is_explained)
 
 
 def findings(seen: Observed) -> tuple[Finding, ...]:

@@ -1,17 +1,17 @@
 """IPsec policies that drop packets of the overlay."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pyflannel.model.host import Interfaces, IpsecPolicy
-from pyflannel.model.netfilter import TCP, UDP, Packet
+from pyflannel.model.netfilter import TCP, UDP, Hook, Packet
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.filters import TUNNEL_PACKETS, Flow, container_flows, tunnel_flows
+from pyflannel.plan.doctor.filters import TUNNEL_PACKETS, container_flows, tunnel_flows
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 from pyflannel.plan.netfilter import IN, OUT, THROUGH
 
 
-def blocking_policies(flow: Flow, interfaces: Interfaces) -> list[IpsecPolicy]:
-    """Return the IPsec policies that drop the packets of a flow, at most one for each direction.
+def blocking_policies(packet: Packet, hooks: Sequence[Hook], interfaces: Interfaces) -> list[IpsecPolicy]:
+    """Return the IPsec policies that drop a packet at these hooks, at most one for each direction.
 
     The matching policy with the lowest priority number decides. If several policies have this number, the
     oldest policy decides, which the kernel lists last. A forwarded packet is also checked when it leaves.
@@ -19,16 +19,15 @@ def blocking_policies(flow: Flow, interfaces: Interfaces) -> list[IpsecPolicy]:
     Source: net/xfrm/xfrm_policy.c, xfrm_policy_match, xfrm_policy_insert_list, xfrm_policy_walk.
     """
     found = []
-    directions = {IN: ("in",), OUT: ("out",), THROUGH: ("forward", "out")}.get(flow.hooks, ())
+    directions = {IN: ("in",), OUT: ("out",), THROUGH: ("forward", "out")}.get(tuple(hooks), ())
     for direction in directions:
-        first = _deciding(flow, direction, interfaces)
+        first = _deciding(packet, direction, interfaces)
         if first is not None and first.is_block:
             found.append(first)
     return found
 
 
-def _deciding(flow: Flow, direction: str, interfaces: Interfaces) -> IpsecPolicy | None:
-    packet = flow.packet
+def _deciding(packet: Packet, direction: str, interfaces: Interfaces) -> IpsecPolicy | None:
     link = interfaces.named(packet.oif if direction == "out" else packet.iif)
     index = 0 if link is None else link.index
     matching = [
@@ -89,7 +88,7 @@ def _blocked_by_ipsec(seen: Observed) -> Iterator[Finding]:
     """Yield the IPsec policies that drop packets of the overlay."""
     found: dict[IpsecPolicy, str] = {}
     for flow in (*tunnel_flows(seen), *container_flows(seen)):
-        for policy in blocking_policies(flow, seen.interfaces):
+        for policy in blocking_policies(flow.packet, flow.hooks, seen.interfaces):
             found.setdefault(policy, flow.noun)
     if found:
         nouns = " and ".join(dict.fromkeys(found.values()))
@@ -111,7 +110,7 @@ def _unprotected(seen: Observed) -> Iterator[Finding]:
         return
     found: dict[IpsecPolicy, list[str]] = {}
     for flow in tunnel_flows(seen):
-        policy = _deciding(flow, "out", seen.interfaces) if flow.hooks == OUT else None
+        policy = _deciding(flow.packet, "out", seen.interfaces) if flow.hooks == OUT else None
         for end in () if policy is None or policy.is_block else policy.ends:
             there = flow.packet.destination if end.is_unspecified else end
             if policy is not None and there not in seen.associations:

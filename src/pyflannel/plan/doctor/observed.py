@@ -6,7 +6,7 @@ from shlex import quote
 from msgspec import Struct, field
 
 from pyflannel.model.fast_path import BpfProgram
-from pyflannel.model.host import Interfaces, TakingFilter
+from pyflannel.model.host import Interfaces, IpsecPolicy, TakingFilter
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.netfilter import Ruleset
@@ -101,6 +101,9 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         routes: the routes of the namespace, of both families.
         links: links in this host's subnet, or at a bridge in this subnet; empty if they were not read.
         set_neighbours: permanent neighbour entries of both families; empty if they were not read.
+        silent: addresses of the namespace that did not answer an ICMP echo request of this host.
+        ruleset: the rules of netfilter in the namespace, if an address is silent.
+        policies: the IPsec policies in the namespace, if an address is silent.
     """
 
     pid: int
@@ -109,6 +112,9 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
     routes: tuple[ContainerRoute, ...] = ()
     links: tuple[ContainerLink, ...] = ()
     set_neighbours: tuple[SetNeighbour, ...] = ()
+    silent: frozenset[IpAddress] = frozenset()
+    ruleset: Ruleset = ()
+    policies: tuple[IpsecPolicy, ...] = ()
 
     @property
     def mtus(self) -> Mapping[str, int]:

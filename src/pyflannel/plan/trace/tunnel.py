@@ -43,7 +43,7 @@ def rules(facts: Facts, flow: Flow) -> Iterator[TraceStep]:
     """Yield the filter rule or the IPsec policy that drops or changes a packet, or one step if no rule
     does.
     """
-    for policy in blocking_policies(flow, facts.interfaces)[:1]:
+    for policy in blocking_policies(flow.packet, flow.hooks, facts.interfaces)[:1]:
         text = policy_text(policy)
         yield fails("rule", text, f"an IPsec policy drops {flow.noun}", policy_removal(policy))
     judged = judge(flow.packet, facts.ruleset, flow.hooks)

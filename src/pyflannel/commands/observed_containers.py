@@ -1,0 +1,137 @@
+"""The containers of this host, and the ports of their bridges, for the checks of doctor."""
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from pyflannel.errors import TargetError
+from pyflannel.kernel.filters.programs import programs_in_namespace_of
+from pyflannel.kernel.filters.ruleset import read_ruleset
+from pyflannel.kernel.host.machine import (
+    port_mtus,
+    silent_ports,
+)
+from pyflannel.kernel.network.echo import send_echoes
+from pyflannel.kernel.network.ipsec import policies_in
+from pyflannel.kernel.network.namespaces import far_ends, learned_by, read_namespace
+from pyflannel.model.host import Interfaces
+from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.probe import Echo
+from pyflannel.plan.doctor.observed import (
+    ContainerLink,
+    ContainerNamespace,
+    SetNeighbour,
+    SilentPort,
+)
+
+_CONTAINERS_ASKED = 512
+"""Maximum number of containers whose links are read, which takes less than a second."""
+
+
+def indexes_of(interfaces: Interfaces, bridges: Iterable[str]) -> frozenset[int]:
+    """Return the indexes of the ports of the bridges."""
+    ports = {port for bridge in bridges for port in port_mtus(bridge)}
+    return frozenset(one.index for one in interfaces.interfaces if one.name in ports)
+
+
+async def with_links(
+    found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None, ports: frozenset[int]
+) -> tuple[ContainerNamespace, ...]:
+    """Return the containers. For the containers in the subnet of this host, and for those at the `ports` of
+    its bridges, add their links and permanent neighbour entries.
+
+    The host sees only its own end of the link of a container, which may have another MTU.
+    """
+    if subnet is None:
+        return found
+    own = [one for one in found if any(address in subnet for address in one.addresses)]
+    known = {one.pid: await _with_links_of(one, subnet) for one in own[:_CONTAINERS_ASKED]}
+    if ports - {link.peer for one in known.values() for link in one.links}:
+        # A port leads to a container that has lost its address, or whose link is down.
+        ends = await far_ends(one.pid for one in found if one.pid not in known)
+        for one in found:
+            inside = frozenset(link for link, port in ends.get(one.pid, {}).items() if port in ports)
+            if inside and len(known) < _CONTAINERS_ASKED:
+                known[one.pid] = await _with_links_of(one, subnet, inside)
+    return tuple(known.get(one.pid, one) for one in found)
+
+
+async def _with_links_of(
+    container: ContainerNamespace, subnet: IpNetwork, inside: frozenset[int] = frozenset()
+) -> ContainerNamespace:
+    """Return the container with its links in the subnet, and with its links whose index is in `inside`."""
+    if (read := await read_namespace(container.pid)) is None:
+        return container
+    held: dict[int, set[IpAddress]] = {}
+    for one in read.addresses:
+        held.setdefault(one.index, set()).add(one.address.ip)
+    links = tuple(
+        ContainerLink(
+            name=link.name,
+            mtu=link.mtu,
+            mac=link.mac,
+            peer=link.peer if link.kind == "veth" else 0,
+            is_up=link.is_up,
+            addresses=frozenset(held.get(index, ())),
+        )
+        for index, link in read.links.items()
+        if any(address in subnet for address in held.get(index, ())) or index in inside
+    )
+    permanent = tuple(
+        SetNeighbour(address=one.address, link=read.links[one.index].name, mac=one.mac)
+        for one in read.neighbours
+        if one.is_permanent and one.mac and one.index in read.links
+    )
+    return replace(container, links=links, set_neighbours=permanent)
+
+
+_CONTAINERS_PROBED, _CONTAINERS_READ = 64, 4
+"""Maximum number of containers that get an ICMP echo request, and of silent containers whose filter rules are
+read. To read the rules of one container takes about 0.1 s."""
+
+_CONTAINER_DEADLINE_S = 0.5
+"""Deadline in seconds for the answers of the containers of this host."""
+
+
+async def with_answers(
+    found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None
+) -> tuple[ContainerNamespace, ...]:
+    """Return the containers. For some containers that do not answer this host, add their filter rules and
+    IPsec policies.
+    """
+    own = {
+        one.pid: [held for held in one.addresses if subnet is not None and held in subnet] for one in found
+    }
+    asked = [address for addresses in own.values() for address in addresses][:_CONTAINERS_PROBED]
+    try:
+        echoes = [Echo(destination=address) for address in asked]
+        results = await send_echoes(echoes, deadline_s=_CONTAINER_DEADLINE_S) if echoes else []
+    except TargetError:
+        return found  # this process has no permission to send probes
+    silent = {one for one, result in zip(asked, results, strict=True) if result.state != "reached"}
+    quiet = [one for one in found if silent.intersection(own[one.pid])]
+    inside = {
+        one.pid: await _with_rules(replace(one, silent=silent.intersection(own[one.pid])))
+        for one in quiet[:_CONTAINERS_READ]
+    }
+    return tuple(inside.get(one.pid, one) for one in found)
+
+
+async def _with_rules(container: ContainerNamespace) -> ContainerNamespace:
+    families = sorted({address.version for address in container.silent})
+    with programs_in_namespace_of(container.pid):
+        read = await read_ruleset(families)
+    return replace(container, ruleset=read.ruleset, policies=await policies_in(container.pid))
+
+
+async def silent_ports_of(interfaces: Interfaces, bridges: Iterable[str]) -> tuple[SilentPort, ...]:
+    """Return the ports of the bridges that learn no MAC addresses; there are nearly always none."""
+    found = []
+    for bridge in bridges:
+        ports, here = silent_ports(bridge), interfaces.named(bridge)
+        entries = await learned_by(here.index) if ports and here is not None else []
+        for name, floods in ports.items():
+            if (port := interfaces.named(name)) is not None:
+                macs = frozenset(mac for index, mac in entries if index == port.index)
+                found.append(SilentPort(bridge=bridge, name=name, index=port.index, floods=floods, macs=macs))
+    return tuple(found)
