@@ -1,4 +1,4 @@
-"""flannelctl doctor finds a fault that concerns only one of several peers."""
+"""flannelctl doctor finds a fault that concerns only some of several peers."""
 
 import os
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pyflannel.lab.topology import Host
-from pyflannel.lab.waiting import together
+from pyflannel.lab.waiting import together, wait_until
 from testlab.documents import read_document
 from testlab.overlay import Overlay
 
@@ -19,12 +19,18 @@ def examined(host: Host) -> list[dict[str, Any]]:
     return [one for one in document["findings"] if one["severity"] != "info"]
 
 
-def test_each_of_three_peers_behind_an_asymmetric_route_is_found(overlay: Overlay) -> None:
-    """The kernel is asked for the routes of the tunnel packets of two peers, so silent peers come first."""
+@pytest.fixture(scope="module")
+def four(overlay: Overlay) -> list[Host]:
     overlay.set_backend("vxlan")
-    one, *others = overlay.hosts.values()
-    together([lambda host=host: overlay.join(host) for host in (one, *others)])
-    overlay.settle(one, *others)
+    hosts = list(overlay.hosts.values())
+    together([lambda host=host: overlay.join(host) for host in hosts])
+    overlay.settle(*hosts)
+    return hosts
+
+
+def test_each_of_three_peers_behind_an_asymmetric_route_is_found(four: list[Host]) -> None:
+    """The kernel is asked for the routes of the tunnel packets of two peers, so silent peers come first."""
+    one, *others = four
     assert examined(one) == []
     one.run(["sh", "-c", "ip link add way type veth peer yaw; ip link set way up; ip link set yaw up"])
     one.run(["sysctl", "-qw", "net/ipv4/conf/all/rp_filter=1"])
@@ -35,3 +41,28 @@ def test_each_of_three_peers_behind_an_asymmetric_route_is_found(overlay: Overla
         one.run(["ip", "route", "delete", str(other.address), "dev", "way"])
 
     assert found == {other.name: ["source-refused"] for other in others}
+    one.run(["sh", "-c", "ip link delete way; sysctl -qw net/ipv4/conf/all/rp_filter=0"])
+
+
+def test_a_wrong_mac_address_of_the_gateway_is_the_only_error(four: list[Host]) -> None:
+    """The store and some peers are behind the gateway. Their silence is a consequence."""
+    host = four[0]
+    gateway = host.run(["ip", "route", "show", "default"]).stdout.split()[2]
+    wait_until(lambda: examined(host) == [], what="doctor finds nothing", deadline_s=60.0)
+
+    entry = [gateway, "dev", "eth0"]
+    host.run(["ip", "neighbour", "replace", *entry, "lladdr", "02:00:00:00:00:99", "nud", "permanent"])
+    wait_until(
+        lambda: any(
+            "the store does not respond" in line for one in examined(host) for line in one["evidence"]
+        ),
+        what="doctor names the store",
+        deadline_s=60.0,
+    )
+    found = examined(host)
+
+    (error,) = [one for one in found if one["severity"] == "error"]
+    assert error["code"] == "neighbour-set"
+    assert error["cause"] == f"the MAC address of {gateway}, on the path to the store, was set manually"
+    host.run(["sh", "-c", error["fix"]])
+    wait_until(lambda: examined(host) == [], what="doctor finds nothing again", deadline_s=60.0)

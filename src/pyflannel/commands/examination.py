@@ -3,27 +3,21 @@
 import asyncio
 import contextlib
 import shlex
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from ipaddress import IPv4Address
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, ip_address
 from itertools import islice
 
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
+from pyflannel.assembly.stores import EtcdAddress, parse_store_url
 from pyflannel.commands.membership import leases_of_host, status_of_host
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.observations import observe_family, observe_host
-from pyflannel.commands.reach import (
-    ends_of,
-    neighbours_of_host,
-    peers_of,
-    probe_peers,
-)
-from pyflannel.errors import NotReadyError, TargetError, WireError
+from pyflannel.commands.reach import ends_of, neighbours_of_host, peers_of, probe_peers
+from pyflannel.errors import NotReadyError, TargetError, UsageError, WireError
 from pyflannel.kernel.filters.programs import run_program
-from pyflannel.kernel.host.machine import (
-    ask_route,
-)
+from pyflannel.kernel.host.machine import ask_route
 from pyflannel.kernel.network.echo import clock_offsets
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
@@ -33,9 +27,7 @@ from pyflannel.plan.doctor.coverage import coverage, partly_examined
 from pyflannel.plan.doctor.daemon import store_findings
 from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
-from pyflannel.plan.doctor.observed import (
-    BadNeighbour,
-)
+from pyflannel.plan.doctor.observed import BadNeighbour
 from pyflannel.plan.doctor.peers import clock_findings, with_peers
 
 First = Callable[[Family], Awaitable[Collection[IpNetwork]]]
@@ -75,7 +67,13 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
         probed = len([*peers_of(status, leases_in(every_lease, family))]) if reach else 0
         partly = partly_examined([("{} peers were probed", len(reach), probed)])
         own = (*common, *found.get(family, ()), *partly)
-        complete += with_peers(own, reach, status, await _bad_neighbours(status, reach))
+        entries = await _bad_neighbours(status)
+        silent_peers = (
+            one.public_ip for one in reach if not one.is_reached and one.underlay.state != "reached"
+        )
+        neighbours = await _on_the_way(silent_peers, entries)
+        of_store = next(iter((await _on_the_way(_lost_stores(status), entries)).values()), None)
+        complete += with_peers(own, reach, status, neighbours, of_store)
     return merged(complete)
 
 
@@ -151,10 +149,8 @@ async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
     return []
 
 
-async def _bad_neighbours(status: Status, reach: list[PeerReach]) -> dict[IpAddress, BadNeighbour]:
-    """Return the neighbour entries on the underlay that may stop packets to silent peers, by the public
-    address of the peer.
-    """
+async def _bad_neighbours(status: Status) -> dict[IpAddress, BadNeighbour]:
+    """Return the neighbour entries on the underlay that may stop packets, by their addresses."""
     link = status.underlay.link if status.underlay is not None else None
     entries: dict[IpAddress, BadNeighbour] = {}
     with contextlib.suppress(TargetError):
@@ -167,7 +163,16 @@ async def _bad_neighbours(status: Status, reach: list[PeerReach]) -> dict[IpAddr
                 entries[one.address] = BadNeighbour(
                     address=one.address, link=name, text=text, is_set=one.is_permanent
                 )
-    silent = [one.public_ip for one in reach if not one.is_reached and one.underlay.state != "reached"]
+    return entries
+
+
+async def _on_the_way(
+    silent: Iterable[IpAddress], entries: Mapping[IpAddress, BadNeighbour]
+) -> dict[IpAddress, BadNeighbour]:
+    """Return the neighbour entries that may stop packets to silent addresses: those of the addresses
+    themselves, or of the gateways to them.
+    """
+    silent = list(silent)
     found = {address: entries[address] for address in silent if address in entries}
     if found.keys() == entries.keys():
         return found
@@ -180,7 +185,19 @@ async def _bad_neighbours(status: Status, reach: list[PeerReach]) -> dict[IpAddr
 
 
 _ROUTES_ASKED = 8
-"""Maximum number of silent peers whose gateway is determined."""
+"""Maximum number of silent addresses whose gateway is determined."""
+
+
+def _lost_stores(status: Status) -> Iterator[IpAddress]:
+    """Yield the addresses of the store if it does not respond. Host names are not resolved."""
+    if not status.is_live or status.store is None or status.store.is_connected:
+        return
+    with contextlib.suppress(UsageError):
+        address = parse_store_url(status.store.url).store
+        for one in address.endpoints if isinstance(address, EtcdAddress) else ():
+            with contextlib.suppress(ValueError):
+                yield ip_address(one.host)
+
 
 _CLOCKS = 16
 """Maximum number of peers whose clocks are compared with the clock of this host."""

@@ -236,6 +236,7 @@ def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:
         ("forwarding-off", False, False),
         ("port-closed", False, False),
         ("container-neighbour", False, False),
+        ("neighbour-set", False, True),
     ],
 )
 def test_a_fault_explains_only_the_packets_that_it_may_stop(

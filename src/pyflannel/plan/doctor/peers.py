@@ -124,13 +124,18 @@ _BEHIND_THE_UNDERLAY = frozenset(
 the underlay."""
 
 
+_ON_THE_UNDERLAY = frozenset({"neighbour-set", "no-neighbour"})
+"""Codes of findings that are errors about the underlay, and do not explain that a peer which answers on the
+underlay is silent through the tunnel."""
+
+
 def _obstacle(found: Iterable[Finding], *, on_underlay: bool) -> Finding | None:
     """Return the first finding that explains lost packets, or packets that are lost on the underlay."""
     for one in found:
         if one.severity != "error" or one.code in _BESIDE_THE_PATH:
             continue
         is_behind = one.code in _BEHIND_THE_UNDERLAY or (one.code == "ipsec-block" and not of_tunnel(one))
-        if not (on_underlay and is_behind):
+        if not (is_behind if on_underlay else one.code in _ON_THE_UNDERLAY):
             return one
     return None
 
@@ -211,10 +216,12 @@ def with_peers(
     reach: Sequence[PeerReach],
     status: Status,
     neighbours: Mapping[IpAddress, BadNeighbour] = MappingProxyType({}),
+    of_store: BadNeighbour | None = None,
 ) -> tuple[Finding, ...]:
     """Return the findings about this host, including findings about peers that do not answer.
 
     If a fault of this host explains that peers are silent, this is a consequence, and not a separate finding.
+    The same applies to a store that does not respond.
 
     Args:
         found: the findings about this host.
@@ -222,7 +229,10 @@ def with_peers(
         status: the status of this host.
         neighbours: neighbour entries after the probes that may stop packets, by the public address of the
             peer.
+        of_store: the neighbour entry that may stop packets to the store.
     """
+    if of_store is not None:
+        found = [_before_the_store(of_store, one) if one.code == "store-away" else one for one in found]
     kept, consequences = list(found), dict[Finding, list[str]]()
     for one in reach_findings(reach, status, neighbours):
         on_underlay = one.code not in _BEYOND_THE_UNDERLAY
@@ -343,6 +353,22 @@ def _neighbour_findings(
             evidence=some([*dict.fromkeys(one.text for one in group)]),
             fix=fix,
         )
+
+
+def _before_the_store(entry: BadNeighbour, away: Finding) -> Finding:
+    """Return the finding about the neighbour entry because of which the store does not respond."""
+    protocol, on_path = resolution(entry.address), f"{entry.address}, on the path to the store"
+    return Finding(
+        code="neighbour-set" if entry.is_set else "no-neighbour",
+        severity="error",
+        cause=f"the MAC address of {on_path}, was set manually"
+        if entry.is_set
+        else f"{on_path}, does not answer {protocol}: it is off, has another address, or {protocol} does not"
+        " pass",
+        evidence=(entry.text, f"consequence: {away.cause}", *away.evidence),
+        fix=f"ip neighbour delete {entry.address} dev {quote(entry.link)}"
+        f"  # the kernel then asks for it by {protocol}; if it does not answer, check it and the cable",
+    )
 
 
 _SKEW_S = 5.0
