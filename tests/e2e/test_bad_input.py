@@ -201,6 +201,8 @@ class TestTun:
         assert said.startswith("link flannel0: missing; refused: EPERM")
         assert not waits["is_ready"]
         assert "link flannel0" in waits["waiting_for"]
+        (refused,) = waits["reconcile"]["refused"]
+        assert "CAP_NET_ADMIN" in refused
 
 
 class TestTaken:

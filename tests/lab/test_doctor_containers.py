@@ -212,10 +212,13 @@ def test_a_route_in_the_table_local_to_a_container_of_another_host_is_named(
 
     found = healthy.findings()
     traced = host.run(["flannelctl", "trace", str(there)], check=False)
+    probed = host.run(["flannelctl", "ping", str(there)], check=False)
 
     assert list(found) == ["overlay-address"]
     assert traced.returncode == 1
     assert f"this host takes the packets to {there} itself" in traced.stdout
+    assert probed.returncode == 1
+    assert f"this host receives them itself: ip -4 route get {there}" in probed.stdout
     host.run(["sh", "-c", found["overlay-address"]["fix"]])
     assert healthy.findings() == {}
 

@@ -405,7 +405,12 @@ def _store_without_daemon(environ: Mapping[str, str], error: NotReadyError) -> s
     """
     url = store_url_from_environment(environ)
     if not any(name.startswith(("FLANNELD_STORE", "FLANNELD_ETCD_")) for name in environ):
-        log.warning("%s. Using the default store %s; select another store with --store", error, url)
+        log.warning(
+            "%s. flannelctl doctor shows the cause. Using the default store %s; select another store with "
+            "--store",
+            error,
+            url,
+        )
     return url
 
 

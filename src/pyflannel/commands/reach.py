@@ -14,6 +14,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from pyflannel.errors import FlannelError, TargetError
+from pyflannel.kernel.host.machine import ask_route
 from pyflannel.kernel.network.echo import DEADLINE_S, count_replies, send_echoes
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.netlink_socket import RequestSocket
@@ -275,7 +276,10 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IpAddress | No
         for name, (destination, source) in asked.items()
     }
     sent = [echo for some in echoes.values() for echo in some]
-    results = dict(zip(sent, await send_echoes(sent), strict=True))
+    answers, taken = await asyncio.gather(
+        send_echoes(sent), _taken_here({one for one, _ in asked.values()} if peer.subnet != own else ())
+    )
+    results = {echo: taken.get(echo.destination, answer) for echo, answer in zip(sent, answers, strict=True)}
     return [
         PingStep(
             name=name,
@@ -292,6 +296,16 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IpAddress | No
         for name, (destination, source) in asked.items()
         for first, *larger in (echoes[name],)
     ]
+
+
+async def _taken_here(destinations: Iterable[IpAddress]) -> dict[IpAddress, EchoResult]:
+    """Return the result for each address whose packets this host receives itself: no request leaves it."""
+    answers = await asyncio.gather(*(ask_route("host out", one) for one in destinations))
+    return {
+        one.destination: EchoResult(state="unsent", text=f"this host receives them itself: {one.text}")
+        for one in answers
+        if one is not None and one.is_local
+    }
 
 
 class Target(NamedTuple):

@@ -7,13 +7,14 @@ from msgspec.structs import replace
 from pyflannel.engine.condition import HostCondition, LeaseCondition
 from pyflannel.engine.lease_log import EXHAUSTED_HINT, exhausted_text, holder_text, left_out_text, shared_text
 from pyflannel.engine.supervisor import Supervisor
+from pyflannel.errors import sentences
 from pyflannel.model.forwarder import Stranger
 from pyflannel.model.item import Item
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.probe import NarrowPath
-from pyflannel.model.state import State
+from pyflannel.model.state import Refusal, State
 from pyflannel.model.status import (
     BackendStatus,
     FirewallStatus,
@@ -88,12 +89,17 @@ def status_of(supervisor: Supervisor, *, version: str, store_url: str, clock: Cl
             repairs=counts.repairs,
             repairs_by_kind=dict(counts.repairs_by_kind),
             last_repair=counts.last_repair,
-            refused=tuple(f"{found(r.operation)}; refused: {r.cause}" for r in reconciler.refused()),
+            refused=tuple(sentences(_refusal(one), one.hint) for one in reconciler.refused()),
             held=tuple(found(operation) for operation in reconciler.delayed()),
         ),
         warnings=tuple(warnings),
         path_mtus=tuple(_path_mtus(supervisor, now)),
     )
+
+
+def _refusal(refused: Refusal) -> str:
+    """Return an operation that did not take effect, and the cause."""
+    return f"{found(refused.operation)}; refused: {refused.cause}"
 
 
 def strangers_of(supervisor: Supervisor, strangers: Sequence[Stranger]) -> tuple[StrangerStatus, ...]:
@@ -193,7 +199,7 @@ def _firewall(supervisor: Supervisor) -> FirewallStatus | None:
         objects=tuple(item.title for kind in _FILTER_KINDS[:3] for item in plan.of_type(kind)),
         is_in_place=not reconciler.lacks(_FILTER_KINDS),
         missing=(
-            *(f"{found(r.operation)}; refused: {r.cause}" for r in refused),
+            *map(_refusal, refused),
             *(f"{found(one)}; another program keeps undoing it" for one in delayed),
         ),
     )

@@ -425,7 +425,7 @@ class ReconcileStatus(Struct, frozen=True, kw_only=True):
         repairs: number of repaired objects.
         repairs_by_kind: number of repaired objects of each kind, for example `link`, `route`, `bpf_program`.
         last_repair: the damage that the latest repair found, in the text of the log.
-        refused: operations that did not take effect in the latest pass, with the reason.
+        refused: operations that did not take effect in the latest pass, with the reason and the remedy.
         held: repairs that are delayed because another program keeps undoing them.
     """
 
