@@ -114,7 +114,7 @@ class Traffic:
         return found
 
     def longest_stalls_s(self, since: float) -> tuple[float, float]:
-        """Return the longest pause, since a time of the clock, of a stream and of a stream on the underlay."""
+        """Return the longest pause since a time of the clock: of a stream, and of one on the underlay."""
         return _longest_stall_s(self._streams, since), _longest_stall_s(self._controls, since)
 
 

@@ -66,3 +66,20 @@ def test_a_wrong_mac_address_of_the_gateway_is_the_only_error(four: list[Host]) 
     assert error["cause"] == f"the MAC address of {gateway}, on the path to the store, was set manually"
     host.run(["sh", "-c", error["fix"]])
     wait_until(lambda: examined(host) == [], what="doctor finds nothing again", deadline_s=60.0)
+
+
+def test_a_path_that_loses_packets_is_named(overlay: Overlay, four: list[Host]) -> None:
+    """The router between the hosts drops a part of the packets."""
+    host, router = four[0], overlay.lab.router
+    wait_until(lambda: examined(host) == [], what="doctor finds nothing", deadline_s=60.0)
+    chain = "chain c { type filter hook forward priority 0; numgen random mod 10 < 4 drop; }"
+    router.run(["nft", f"table ip lossy {{ {chain}; }}"])
+
+    wait_until(
+        lambda: "packets-lost" in [one["code"] for one in examined(host)],
+        what="doctor finds the loss",
+        deadline_s=60.0,
+    )
+
+    router.run(["nft", "delete table ip lossy"])
+    wait_until(lambda: examined(host) == [], what="doctor finds nothing again", deadline_s=60.0)

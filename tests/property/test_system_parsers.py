@@ -16,7 +16,8 @@ from doubles.hostile_inputs import Parser, as_bytes, check, damaged, damaged_tex
 from pyflannel.errors import WireError
 from pyflannel.kernel.bpf.pins import mounts_in
 from pyflannel.kernel.host.lease_key import key_in
-from pyflannel.kernel.host.machine import exact_release, identity_in, rules_in
+from pyflannel.kernel.host.machine import exact_release, identity_in
+from pyflannel.kernel.host.packet_path import rules_in
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.plan.doctor.docker import docker_drops
 from pyflannel.processes.found import addresses_in, inodes_at, ipv6_addresses_in, ipv6_routes_in, routes_in

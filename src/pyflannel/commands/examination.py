@@ -14,21 +14,28 @@ from pyflannel.assembly.stores import EtcdAddress, parse_store_url
 from pyflannel.commands.membership import leases_of_host, status_of_host
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.observations import observe_family, observe_host
-from pyflannel.commands.reach import ends_of, neighbours_of_host, peers_of, probe_peers
+from pyflannel.commands.reach import (
+    count_losses,
+    ends_of,
+    neighbours_of_host,
+    peers_of,
+    probe_peers,
+    sample_of,
+)
 from pyflannel.errors import NotReadyError, TargetError, UsageError, WireError
 from pyflannel.kernel.filters.programs import run_program
-from pyflannel.kernel.host.machine import ask_route
+from pyflannel.kernel.host.packet_path import ask_route
 from pyflannel.kernel.network.echo import clock_offsets
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
-from pyflannel.model.probe import PeerReach
+from pyflannel.model.probe import Loss, PeerReach
 from pyflannel.model.status import Finding, Status, StoreTimes
 from pyflannel.plan.doctor.coverage import coverage, partly_examined
 from pyflannel.plan.doctor.daemon import store_findings
 from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
 from pyflannel.plan.doctor.observed import BadNeighbour
-from pyflannel.plan.doctor.peers import clock_findings, with_peers
+from pyflannel.plan.doctor.peers import clock_findings, loss_findings, with_peers
 
 First = Callable[[Family], Awaitable[Collection[IpNetwork]]]
 """Returns, for a family, the subnets of the peers whose packets are evaluated first. A host may have ten
@@ -54,13 +61,14 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     async def silent(family: Family) -> Collection[IpNetwork]:
         return {one.subnet for one in await asyncio.shield(reaching[family]) if not one.is_reached}
 
-    found, reached, offsets, times = await asyncio.gather(
+    found, reached, losses, offsets, times = await asyncio.gather(
         _examined_until(end, places, whole, every_lease, silent),
         asyncio.gather(*reaching.values()),
+        _losses(whole, every_lease),
         _clock_offsets(whole, every_lease),
         _store_times(places, whole),
     )
-    common = (*found.get(None, ()), *store_findings(whole, times), *clock_findings(offsets))
+    common = (*found.get(None, ()), *store_findings(whole, times), *clock_findings(offsets), *losses)
     complete: list[Finding] = []
     for family, reach in zip(reaching, reached, strict=True):
         status = status_in(whole, family, every_lease)
@@ -131,6 +139,26 @@ async def fix(found: Sequence[Finding]) -> list[str]:
             ran = await run_program(*shlex.split(command))
             done += [] if ran.status else [command]
     return done
+
+
+async def _losses(status: Status, leases: list[LeaseEntry]) -> list[Finding]:
+    """Return the finding about peers to which probes are lost. The peers with a loss are probed twice,
+    because a busy host may answer late.
+    """
+    if not status.is_ready:
+        return []
+    with contextlib.suppress(TargetError):
+        peers = sample_of(status, leases)
+        first = await count_losses(status, peers)
+        lossy = [one for one in peers if (loss := first.get(one.subnet)) and 0 < loss.lost < loss.sent]
+        second = await count_losses(status, lossy) if lossy else {}
+        sums = {
+            one: Loss(first[one.subnet].sent + loss.sent, first[one.subnet].lost + loss.lost)
+            for one in lossy
+            if (loss := second.get(one.subnet)) is not None
+        }
+        return list(loss_findings(sums, len(first)))
+    return []
 
 
 async def _store_times(places: Places, status: Status) -> StoreTimes | None:

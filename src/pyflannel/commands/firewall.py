@@ -22,7 +22,7 @@ from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.ruleset import read_ruleset
 from pyflannel.kernel.filters.tunnel_guard import TunnelGuardTarget
-from pyflannel.kernel.host.machine import docker_table, forwards, is_ethernet, port_mtus, unforwarded
+from pyflannel.kernel.host.packet_path import docker_table, forwards, is_ethernet, port_mtus, unforwarded
 from pyflannel.model.host import Interfaces
 from pyflannel.model.item import Item, Marks
 from pyflannel.model.lease import LeaseEntry
@@ -31,7 +31,7 @@ from pyflannel.model.packet_filter import IptablesChain, NftTable
 from pyflannel.model.state import State
 from pyflannel.model.status import Finding, FirewallStatus, Membership, Status, UnderlayStatus
 from pyflannel.model.tunnel_guard import GuardTable
-from pyflannel.plan.doctor import docker, filters, packets
+from pyflannel.plan.doctor import docker, filters, links, packets
 from pyflannel.plan.doctor.families import families_of, leases_in, network_of, status_in
 from pyflannel.plan.doctor.observed import Observed
 from pyflannel.wire.network_config_json import parse_network_config
@@ -39,7 +39,7 @@ from pyflannel.wire.network_config_json import parse_network_config
 _DEADLINE_S = 1.2
 """Deadline in seconds for reading the rules, the same as for the probes of a status."""
 
-_CHECKS = (*filters.CHECKS, *docker.CHECKS, packets.forwarding, packets.bridge_down)
+_CHECKS = (*filters.CHECKS, *docker.CHECKS, packets.forwarding, links.bridge_down)
 """The checks of doctor for the reasons why this host itself drops packets."""
 
 _PEERS = 8

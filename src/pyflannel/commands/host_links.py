@@ -1,6 +1,6 @@
 """The links of this host that carry packets of its containers."""
 
-from pyflannel.kernel.host.machine import port_mtus
+from pyflannel.kernel.host.packet_path import port_mtus
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.model.host import Interfaces, RouteScope
 from pyflannel.model.network_config import Family, IpNetwork

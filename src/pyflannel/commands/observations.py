@@ -27,7 +27,7 @@ from pyflannel.kernel.bpf.target import BpfTarget
 from pyflannel.kernel.filters.iptables import IptablesTarget, read_rules
 from pyflannel.kernel.filters.nftables import NftTarget
 from pyflannel.kernel.filters.ruleset import ReadRules, read_ruleset
-from pyflannel.kernel.host.machine import (
+from pyflannel.kernel.host.packet_path import (
     ask_route,
     closed_ports,
     docker_table,
@@ -41,7 +41,9 @@ from pyflannel.kernel.host.machine import (
     port_mtus,
     shapers,
     taking_filters,
+    tracked_connections,
     unforwarded,
+    xdp_links,
 )
 from pyflannel.kernel.network.ipsec import security_associations
 from pyflannel.kernel.network.snapshot import survey
@@ -79,6 +81,7 @@ class HostObservations(Struct, frozen=True, kw_only=True):
     programs: tuple[BpfProgram, ...]
     containers: tuple[ContainerNamespace, ...]
     taking_filters: tuple[TakingFilter, ...]
+    xdp_links: frozenset[str]
 
 
 async def observe_host(places: Places, status: Status, families: Sequence[Family]) -> HostObservations:
@@ -91,9 +94,10 @@ async def observe_host(places: Places, status: Status, families: Sequence[Family
         interfaces_of_host(routes_of_network(status)),
         programs_of(places),
     )
-    containers, taken = await asyncio.gather(
+    containers, taken, with_xdp = await asyncio.gather(
         in_thread(find_containers),
         taking_filters({one.name: one.kind for one in interfaces.interfaces}),
+        xdp_links(),
     )
     return HostObservations(
         items=(*items, *rules),
@@ -103,6 +107,7 @@ async def observe_host(places: Places, status: Status, families: Sequence[Family
         programs=programs[0],
         containers=containers,
         taking_filters=taken,
+        xdp_links=with_xdp,
     )
 
 
@@ -165,6 +170,8 @@ async def observe_family(
         set_neighbours=frozenset(one.address for one in permanent if one.link == membership.underlay),
         bridge_neighbours=tuple(one for one in permanent if one.link in bridges),
         shapers=await shapers(membership.underlay or ""),
+        tracked=tracked_connections(),
+        xdp_links=host.xdp_links,
         taking_filters=host.taking_filters,
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
         associations=await security_associations() if interfaces.policies else None,

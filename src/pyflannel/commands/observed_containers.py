@@ -7,10 +7,7 @@ from msgspec.structs import replace
 from pyflannel.errors import TargetError
 from pyflannel.kernel.filters.programs import programs_in_namespace_of
 from pyflannel.kernel.filters.ruleset import read_ruleset
-from pyflannel.kernel.host.machine import (
-    port_mtus,
-    silent_ports,
-)
+from pyflannel.kernel.host.packet_path import port_mtus, silent_ports
 from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.kernel.network.ipsec import policies_in
 from pyflannel.kernel.network.namespaces import far_ends, learned_by, read_namespace

@@ -14,7 +14,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from pyflannel.errors import FlannelError, TargetError
-from pyflannel.kernel.host.machine import ask_route
+from pyflannel.kernel.host.packet_path import ask_route
 from pyflannel.kernel.network.echo import DEADLINE_S, count_replies, send_echoes
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.netlink_socket import RequestSocket

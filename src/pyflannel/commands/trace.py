@@ -18,7 +18,7 @@ from pyflannel.errors import FlannelError, TargetError, WireError
 from pyflannel.kernel.filters.packet_trace import trace_echo
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.filters.ruleset import ReadRules, read_ruleset
-from pyflannel.kernel.host.machine import ask_route, forwards, unforwarded
+from pyflannel.kernel.host.packet_path import ask_route, forwards, unforwarded
 from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.kernel.network.items import fdb_entry_of, link_of
 from pyflannel.kernel.network.netlink_socket import RequestSocket

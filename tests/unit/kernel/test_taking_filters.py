@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pyflannel.kernel.host.machine import taking_in
+from pyflannel.kernel.host.packet_path import taking_in
 
 LINKS = {"eth0": "", "sink": "veth", "ifb0": "ifb"}
 

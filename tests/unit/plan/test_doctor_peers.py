@@ -9,6 +9,7 @@ from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.probe import (
     SILENT,
     EchoResult,
+    Loss,
     NarrowPath,
     PeerReach,
     PingStep,
@@ -17,7 +18,7 @@ from pyflannel.model.probe import (
 )
 from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status
 from pyflannel.plan.doctor.observed import BadNeighbour
-from pyflannel.plan.doctor.peers import joined, judged, with_peers
+from pyflannel.plan.doctor.peers import joined, judged, loss_findings, with_peers
 
 STATUS = Status(version="1", backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, port=8472))
 PEER = LeaseEntry(
@@ -343,3 +344,12 @@ def test_of_many_silent_peers_the_rest_is_counted() -> None:
 
     assert len(found.evidence) == 9
     assert found.evidence[-1] == "… and 12 more"
+
+
+@pytest.mark.parametrize(("lost", "is_named"), [(2, False), (3, True), (19, True)])
+def test_a_path_that_loses_packets_is_named(lost: int, is_named: bool) -> None:
+    found = list(loss_findings({PEER: Loss(20, lost)}, 4))
+
+    assert [(one.code, one.severity) for one in found] == ([("packets-lost", "warning")] if is_named else [])
+    assert all("1 of 4 probed peers" in one.cause for one in found)
+    assert all(f"{lost} of 20 probes lost" in line for one in found for line in one.evidence)

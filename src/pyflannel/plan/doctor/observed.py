@@ -18,6 +18,9 @@ from pyflannel.model.status import Membership, Status
 NAMED = 8
 """Maximum number of objects that one finding names."""
 
+DOCKER_FIX = "mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers"
+"""The command that gives Docker the options of this host."""
+
 
 class BadNeighbour(Struct, frozen=True, kw_only=True):
     """A neighbour entry on the underlay that may stop the packets to a peer.
@@ -209,6 +212,9 @@ class Observed(Struct, frozen=True, kw_only=True):
         is_ethernet: True if the frames of the underlay have MAC addresses.
         set_neighbours: addresses whose MAC address on the underlay an operator has set.
         shapers: queueing disciplines of the underlay that have dropped packets, in words.
+        tracked: number of connections that the kernel tracks, and its maximum; None without connection
+            tracking.
+        xdp_links: links with an XDP program.
         taking_filters: filters of traffic control at the links of the overlay that took packets.
         underlay_ports: ports of the underlay if the underlay is a bridge.
         associations: the destinations of the security associations of IPsec; None if they are unreadable.
@@ -252,6 +258,8 @@ class Observed(Struct, frozen=True, kw_only=True):
     is_ethernet: bool = True
     set_neighbours: frozenset[IpAddress] = frozenset()
     shapers: tuple[str, ...] = ()
+    tracked: tuple[int, int] | None = None
+    xdp_links: frozenset[str] = frozenset()
     taking_filters: tuple[TakingFilter, ...] = ()
     underlay_ports: tuple[str, ...] = ()
     associations: frozenset[IpAddress] | None = None

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
-from pyflannel.model.probe import NarrowPath, PeerReach, PingReport, PingStep, StepName
+from pyflannel.model.probe import Loss, NarrowPath, PeerReach, PingReport, PingStep, StepName
 from pyflannel.model.status import Finding, Severity, Status
 from pyflannel.plan.doctor.ipsec import of_tunnel
 from pyflannel.plan.doctor.observed import BadNeighbour, resolution, some
@@ -369,6 +369,33 @@ def _before_the_store(entry: BadNeighbour, away: Finding) -> Finding:
         fix=f"ip neighbour delete {entry.address} dev {quote(entry.link)}"
         f"  # the kernel then asks for it by {protocol}; if it does not answer, check it and the cable",
     )
+
+
+_LOSS = 0.15
+"""Minimum part of lost probes that is reported as a finding."""
+
+
+def loss_findings(losses: Mapping[LeaseEntry, Loss], probed: int) -> Iterator[Finding]:
+    """Yield the finding that a part of the packets to peers is lost.
+
+    `losses`: the peers with lost probes. `probed`: number of probed peers.
+    """
+    lossy = {peer: loss for peer, loss in losses.items() if loss.lost >= loss.sent * _LOSS}
+    if lossy:
+        address = next(iter(lossy)).public_ip
+        yield Finding(
+            code="packets-lost",
+            severity="warning",
+            cause=f"a part of the packets to {len(lossy)} of {probed} probed peers is lost",
+            evidence=some(
+                [
+                    f"{peer.subnet} at {_name(peer)}: {loss.lost} of {loss.sent} probes lost"
+                    for peer, loss in lossy.items()
+                ]
+            ),
+            fix=f"ping -c 100 -i 0.1 {address}  # if these packets are lost too, the underlay loses them:"
+            " tc -statistics qdisc show; ip -statistics link show, on both hosts and on the routers",
+        )
 
 
 _SKEW_S = 5.0
