@@ -203,7 +203,7 @@ def no_forwarder_remains(tmp_path: Path) -> Iterator[None]:
     yield
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            command = (process / "cmdline").read_text()
+            command = (process / "cmdline").read_text(errors="replace")
             # The command does not contain the run directory, but the log of the forwarder is in it.
             if "pyflannel.programs.forwarder" in command and str(tmp_path) in os.readlink(process / "fd/2"):
                 os.kill(int(process.name), signal.SIGKILL)

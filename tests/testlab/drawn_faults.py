@@ -254,6 +254,35 @@ def short_life(draw: random.Random, pair: Pair) -> Fault:
     return Fault(do, f"nft delete table {family} {table}", "forward-dropped")
 
 
+def unread_queue(draw: random.Random, pair: Pair) -> Fault:
+    """A rule that passes packets of containers to a queue that no program reads."""
+    table, chain = draw.choice([("raw", "PREROUTING"), ("mangle", "FORWARD"), ("mangle", "POSTROUTING")])
+    rule = f"{chain} -s {pair.here.subnet} -p tcp -j NFQUEUE --queue-num {draw.randint(0, 99)}"
+    program = draw.choice(pair.iptables)
+    do, undo = (f"{program} -t {table} {option} {rule}" for option in ("-I", "-D"))
+    return Fault(do, undo, "forward-dropped")
+
+
+def probes_dropped(draw: random.Random, pair: Pair) -> Fault:
+    """A rule against ICMP echo requests, by which peers probe this host."""
+    if draw.random() < 0.5:
+        protocol = "icmp --icmp-type 8" if pair.family == 4 else "ipv6-icmp --icmpv6-type 128"
+        rule = f"INPUT {some_of(draw, '-i eth0')} -p {protocol} -j {draw.choice(['DROP', 'REJECT'])}"
+        program = draw.choice(pair.iptables)
+        do, undo = (f"{program} {option} {rule}" for option in ("-I", "-D"))
+        return Fault(do, undo, "echo-ignored", "warning")
+    family, table = draw.choice([pair.nft, "inet"]), f"fw{draw.randint(0, 99)}"
+    base = f"type filter hook {draw.choice(['prerouting', 'input'])} priority {draw.choice([-150, 0, 50])}"
+    rule = f"{'icmp' if pair.family == 4 else 'icmpv6'} type echo-request drop"
+    do = f"nft 'table {family} {table} {{ chain c {{ {base}; {rule}; }}; }}'"
+    return Fault(do, f"nft delete table {family} {table}", "echo-ignored", "warning")
+
+
+def deaf_bridge(draw: random.Random, pair: Pair) -> Fault:
+    """Without ARP on the bridge, the host finds no container."""
+    return Fault(*(f"ip link set {pair.bridge} arp {state}" for state in ("off", "on")), code="arp-off")
+
+
 def diversion(draw: random.Random, pair: Pair) -> Fault:
     """A rule that changes the destination of packets of containers."""
     elsewhere = pair.here.subnet.network_address + draw.randint(3, 14)
@@ -411,6 +440,9 @@ KINDS: dict[Family, list[Kind]] = {
         masquerade,
         other_source,
         short_life,
+        unread_queue,
+        probes_dropped,
+        deaf_bridge,
         diversion,
         ipsec_block,
         bridge_down,
@@ -436,6 +468,9 @@ KINDS: dict[Family, list[Kind]] = {
         masquerade,
         other_source,
         short_life,
+        unread_queue,
+        probes_dropped,
+        deaf_bridge,
         diversion,
         ipsec_block,
         bridge_down,

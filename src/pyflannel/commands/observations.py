@@ -164,6 +164,7 @@ async def observe_family(
         silent_ports=await silent_ports_of(interfaces, bridges),
         closed_ports={port: state for name in bridges for port, state in closed_ports(name).items()},
         lacks_arp=lacks_arp(membership.underlay or ""),
+        bridges_without_arp=frozenset(filter(lacks_arp, bridges)),
         ignores_arp=family == 4 and ignores_arp(membership.underlay or ""),
         ignores_echoes=ignores_echoes(family),
         is_ethernet=is_ethernet(membership.underlay or ""),

@@ -168,9 +168,11 @@ ActionKind = Literal[
     "notrack",
     "mark",
     "expire",
+    "queue",
     "unknown",
 ]
-"""`expire` sets the TTL or hop limit so low that no router forwards the packet. Other rules still apply."""
+"""`queue` passes the packet to a program. `expire` sets the TTL or hop limit so low that no router forwards
+the packet, and other rules still apply."""
 
 
 class Action(Struct, frozen=True):
@@ -179,7 +181,8 @@ class Action(Struct, frozen=True):
     Attributes:
         target: chain of a jump or a goto.
         translates: the address that an address translation changes.
-        value: bits of the new mark, which is `mark & keep ^ value`; None if the new mark is unknown.
+        value: bits of the new mark, which is `mark & keep ^ value`; None if the new mark is unknown. For
+            `queue`, the number of the queue.
         keep: bits of the mark that are kept.
     """
 

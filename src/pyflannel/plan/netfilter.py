@@ -189,8 +189,8 @@ class _Run(Struct):
         """Apply a rule; return whether the packet leaves the chain, and whether it ends in the base chain."""
         action = rule.action
         match action.kind:
-            case "accept" | "drop" | "reject" | "translate" | "unknown":
-                self.ends.append(_End(action.kind, rule))
+            case "accept" | "drop" | "reject" | "translate" | "unknown" | "queue":
+                self.ends.append(_End("unknown" if action.kind == "queue" else action.kind, rule))
                 return True, True
             case "return":
                 return True, False

@@ -97,6 +97,7 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
         ContainerNamespace(
             pid=int(process.name),
             process=_describe(process),
+            container_id=container_in(_read(process / "cgroup")),
             addresses=frozenset(
                 (
                     *addresses_in(_read(process / "net/fib_trie")),
@@ -110,6 +111,15 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
         )
         for process in found.values()
     )
+
+
+_CONTAINER = re.compile(r"(?:docker|containerd|libpod|crio)[-/]([\da-f]{12})[\da-f]{52}\b", re.A)
+
+
+def container_in(cgroup: str) -> str:
+    """Return the first 12 characters of the ID of a container in /proc/PID/cgroup; "" if there is none."""
+    found = _CONTAINER.search(cgroup)
+    return "" if found is None else found[1]
 
 
 def addresses_in(fib_trie: str) -> Iterator[IPv4Address]:

@@ -75,7 +75,7 @@ class IcmpMessage(Struct, frozen=True, kw_only=True):
         """The error as a text."""
         is_ipv4 = self.sender.version == 4
         if self.kind == (TIME_EXCEEDED if is_ipv4 else TIME_EXCEEDED_V6):
-            return "TTL exceeded: a routing loop"
+            return "TTL exceeded: a routing loop, or a rule that lowers the TTL"
         if not is_ipv4 and self.kind == TOO_BIG_V6:
             return _CODES[_FRAGMENTATION_NEEDED]
         return (_CODES if is_ipv4 else _CODES_V6).get(self.code, f"unreachable, code {self.code}")

@@ -129,6 +129,8 @@ def _action(words: Sequence[str], saved: Mapping[str, SavedChain]) -> Action:
             return _mark(rest)
         case "TTL" | "HL" if rest[:1] in (["--ttl-set"], ["--hl-set"]) and rest[1:] in (["0"], ["1"]):
             return Action("expire")
+        case "NFQUEUE" if rest[:1] == ["--queue-num"] and len(rest) == 2 and rest[1].isdecimal():
+            return Action("queue", target, value=int(rest[1]))
         case "CONNMARK":
             return Action("mark") if "--restore-mark" in rest else Action("continue")
         case _ if target in _CONTINUING:

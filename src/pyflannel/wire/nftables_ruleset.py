@@ -223,6 +223,8 @@ class _Statements:
 
     def _alternatives(self, kind: str, value: Any, text: str) -> list[list[Match | Unknown]]:
         """Return the alternative lists of conditions of a statement, one of which a packet must meet."""
+        if kind == "quota" and isinstance(value, dict) and "val" in value:
+            return [[] if _is_met(value) else [_NEVER]]
         if kind != "match":
             return [[Unknown(kind if kind != "xt" else f"a match of iptables in {text!r}")]]
         left, right, operator = value["left"], value["right"], value["op"]
@@ -285,6 +287,16 @@ class _Statements:
             yield conditions, action
 
 
+_UNITS = {"bytes": 1, "kbytes": 1 << 10, "mbytes": 1 << 20}
+
+
+def _is_met(quota: _Json) -> bool:
+    """Return whether packets meet the condition `quota over N` or `quota until N` now."""
+    most = quota["val"] * _UNITS[quota.get("val_unit", "bytes")]
+    is_used_up = quota.get("used", 0) * _UNITS[quota.get("used_unit", "bytes")] >= most
+    return is_used_up is bool(quota.get("inv"))
+
+
 def _plain(member: Any) -> Any:
     return member["elem"]["val"] if isinstance(member, dict) and "elem" in member else member
 
@@ -312,6 +324,8 @@ def _action(kind: str, value: Any) -> Action | None:
             return Action("continue")
         case "xt":
             return _xt(value)
+        case "queue" if isinstance(value, dict) and value.keys() == {"num"} and isinstance(value["num"], int):
+            return Action("queue", kind, value=value["num"])
         case "queue" | "tproxy" | "fwd" | "synproxy":
             return Action("unknown", kind)
         case _:

@@ -196,3 +196,14 @@ def test_a_missing_route_to_the_bridge_is_named() -> None:
 
     assert [line.partition(" ")[0] for line in one.evidence] == [str(ONE), str(OTHER)]
     assert one.fix == f"ip route add {OWN} dev docker0"
+
+
+def test_a_container_without_a_network_is_information() -> None:
+    alone = ContainerNamespace(pid=9, process="sleep, pid 9", container_id="0b20cc2d451d")
+    sandbox = ContainerNamespace(pid=10, process="systemd-hostnam, pid 10")
+
+    (one,) = found(replace(seen(), containers=(*seen().containers, alone, sandbox)))
+
+    assert (one.code, one.severity) == ("container-unconnected", "info")
+    assert one.evidence == ("container 0b20cc2d451d, sleep, pid 9",)
+    assert one.fix.startswith("docker network connect bridge 0b20cc2d451d")

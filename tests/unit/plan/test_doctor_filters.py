@@ -78,7 +78,7 @@ def test_each_chain_that_drops_the_same_packets_is_named() -> None:
             iptables(":INPUT ACCEPT", "-A INPUT -m set --match-set bad src -j DROP"),
             "rules-unknown",
             "iptables rule in filter INPUT: -m set --match-set bad src -j DROP (--match-set bad src)",
-            "flannelctl peers  # shows whether packets arrive",
+            "flannelctl ping CONTAINER-ADDRESS  # run it on another host: shows whether packets arrive",
         ),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_rule_after_which_a_router_drops_the_packet_is_named(chain: str) -> No
     one = found(replace(HEALTHY, ruleset=rules))
 
     assert (one.code, one.severity) == ("forward-dropped", "error")
-    assert "limits to one hop" in one.cause
+    assert "so low that the next router drops them" in one.cause
     assert one.fix.startswith(f"iptables -t mangle -I {chain} -s 10.100.0.0/16 -j ACCEPT")
 
 
@@ -273,12 +273,13 @@ def test_the_peers_whose_packets_are_not_evaluated_are_reported() -> None:
 
 
 def test_rules_for_other_packets_are_no_finding() -> None:
-    """The firewall accepts the tunnel and the network."""
+    """The firewall accepts the tunnel, the network and ICMP echo requests."""
     rules = iptables(
         ":INPUT DROP",
         ":FORWARD DROP",
         "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "-A INPUT -p tcp -m multiport --dports 22,80 -j ACCEPT",
+        "-A INPUT -p icmp -m icmp --icmp-type 8 -j ACCEPT",
         "-A INPUT -s 10.0.0.0/24 -p udp -m udp --dport 8472 -j ACCEPT",
         "-A INPUT -j REJECT",
         "-A FORWARD -i docker0 -o flannel.1 -j ACCEPT",
@@ -315,3 +316,31 @@ def test_the_peers_and_containers_that_are_not_examined_are_reported() -> None:
         "the kernel was asked for the routes to 1 of 40 peers",
     )
     assert list(coverage(HEALTHY)) == []
+
+
+@pytest.mark.parametrize(
+    "rule", ["-p icmp -m icmp --icmp-type 8 -j DROP", "-i eth0 -p icmp -j REJECT", "-i flannel.1 -j DROP"]
+)
+def test_a_rule_against_the_probes_of_peers_is_named(rule: str) -> None:
+    one = found(replace(HEALTHY, ruleset=iptables(":INPUT ACCEPT", f"-A INPUT {rule}")))
+
+    assert (one.code, one.severity) == ("echo-ignored", "warning")
+    assert one.evidence == (f"iptables rule in filter INPUT: {rule}",)
+    assert one.fix == "iptables -I INPUT -p icmp --icmp-type echo-request -j ACCEPT"
+
+
+def test_the_command_for_unknown_rules_names_a_container() -> None:
+    rules = iptables(":FORWARD ACCEPT", "-A FORWARD -m hashlimit --hashlimit-above 1/sec -j DROP")
+    container = ContainerNamespace(
+        pid=7, process="nginx, pid 7", addresses=frozenset({OWN.network_address + 9})
+    )
+
+    unknown = [one for one in findings(replace(HEALTHY, ruleset=rules)) if one.code == "rules-unknown"]
+    known = [
+        one
+        for one in findings(replace(HEALTHY, ruleset=rules, containers=(container,)))
+        if one.code == "rules-unknown"
+    ]
+
+    assert unknown[0].fix.startswith("flannelctl ping CONTAINER-ADDRESS")
+    assert known[0].fix.startswith("flannelctl ping 10.100.15.9")

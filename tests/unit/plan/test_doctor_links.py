@@ -26,3 +26,9 @@ def test_an_xdp_program_on_the_way_is_information() -> None:
     assert (one.code, one.severity, len(one.evidence)) == ("xdp-program", "info", 1)
     assert one.fix.startswith("ip link set dev eth0 xdp off")
     assert findings(replace(HEALTHY, xdp_links=frozenset({"wlan0"}))) == ()
+
+
+def test_a_bridge_without_arp_is_named() -> None:
+    one = found(replace(HEALTHY, bridges_without_arp=frozenset({"docker0"})))
+
+    assert (one.code, one.severity, one.fix) == ("arp-off", "error", "ip link set docker0 arp on")

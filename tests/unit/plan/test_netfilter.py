@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from pyflannel.errors import WireError
+from pyflannel.kernel.filters.ruleset import without_readers
 from pyflannel.model.netfilter import ICMPV6, UDP, Hook, Packet, Ruleset
 from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
 from pyflannel.wire.iptables import parse_save
@@ -391,3 +392,24 @@ def test_a_base_chain_of_another_form_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_jump_to_no_name_is_refused(kind: str) -> None:
     with pytest.raises(WireError, match="unknown form"):
         judge(TUNNEL, nft([{kind: {"target": []}}]), IN)
+
+
+@pytest.mark.parametrize(
+    ("queues", "verdict"), [(frozenset({2}), "drop"), (frozenset({1, 2}), "unknown"), (None, "unknown")]
+)
+def test_a_queue_that_no_program_reads_drops_packets(queues: frozenset[int] | None, verdict: str) -> None:
+    rules = without_readers(iptables("-A INPUT -j NFQUEUE --queue-num 1"), queues)
+
+    assert judge(TUNNEL, rules, IN).kind == verdict
+    for options in ("--queue-num 1 --queue-bypass", "--queue-balance 1:2"):
+        other = without_readers(iptables(f"-A INPUT -j NFQUEUE {options}"), queues)
+        assert judge(TUNNEL, other, IN).kind == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("used", "is_over", "verdict"), [(2000, True, "drop"), (1999, True, "accept"), (2000, False, "accept")]
+)
+def test_a_quota_is_a_condition_that_is_known(used: int, is_over: bool, verdict: str) -> None:
+    quota = {"val": 2000, "val_unit": "bytes", "used": used, "used_unit": "bytes", "inv": is_over}
+
+    assert judge(TUNNEL, nft([{"quota": quota}, {"drop": None}]), IN).kind == verdict

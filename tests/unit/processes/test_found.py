@@ -12,7 +12,13 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from pyflannel.plan.doctor.observed import ContainerRoute
-from pyflannel.processes.found import find_original, ipv6_addresses_in, ipv6_routes_in, routes_in
+from pyflannel.processes.found import (
+    container_in,
+    find_original,
+    ipv6_addresses_in,
+    ipv6_routes_in,
+    routes_in,
+)
 
 HEAD = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 
@@ -96,3 +102,17 @@ def test_only_a_process_with_rights_counts_as_the_original(open_directory: Path)
         assert find_original() is None
         with running(program, 0) as pid:
             assert find_original() == pid
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "container_id"),
+    [
+        ("0::/system.slice/docker-" + "0b20cc2d451d" + "a" * 52 + ".scope\n", "0b20cc2d451d"),
+        ("0::/docker/" + "0b20cc2d451d" + "a" * 52 + "\n", "0b20cc2d451d"),
+        ("0::/system.slice/docker.service\n", ""),
+        ("0::/user.slice/session-1.scope\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_container_of_a_process_is_read_from_its_control_group(cgroup: str, container_id: str) -> None:
+    assert container_in(cgroup) == container_id

@@ -81,7 +81,7 @@ def test_a_reply_and_errors_of_ipv6_are_parsed() -> None:
     assert unreachable is not None
     assert (unreachable.mtu, unreachable.text) == (None, "address unreachable")
     assert exceeded is not None
-    assert exceeded.text == "TTL exceeded: a routing loop"
+    assert exceeded.text == "TTL exceeded: a routing loop, or a rule that lowers the TTL"
     assert parse_icmpv6(bytes(7), sender) is None
 
 

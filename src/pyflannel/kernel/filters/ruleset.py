@@ -1,15 +1,17 @@
 """Reads all rules of netfilter in this network namespace: of nf_tables and of both kinds of iptables."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Mapping, Sequence, Set
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pyflannel.errors import FlannelError, TargetError, WireError
 from pyflannel.kernel.filters.iptables import PROGRAMS, read_saved, version_of
 from pyflannel.kernel.filters.programs import run_program
-from pyflannel.model.netfilter import Ruleset
+from pyflannel.model.netfilter import Action, Rule, Ruleset
 from pyflannel.model.network_config import IPV4_ONLY, Family
 from pyflannel.wire.iptables import SavedTables
 from pyflannel.wire.iptables_ruleset import ruleset_of
@@ -36,7 +38,38 @@ async def read_ruleset(families: Sequence[Family] = IPV4_ONLY) -> ReadRules:
         for name in names
     }
     tables, failures = await _tables(_COMMON_FAMILIES | {_NFT_FAMILIES[one] for one in families}, listed)
-    return ReadRules((*(chain for ruleset, _ in by_programs for chain in ruleset), *tables), failures)
+    found = (*(chain for ruleset, _ in by_programs for chain in ruleset), *tables)
+    rules = (rule for chain in found for some in chain.chains.values() for rule in some)
+    if any(rule.action.kind == "queue" for rule in rules):
+        found = without_readers(found, await _read_queues())
+    return ReadRules(found, failures)
+
+
+async def _read_queues() -> frozenset[int] | None:
+    """Return the numbers of the queues that a program reads; None if they are unreadable. The first column is
+    the number (net/netfilter/nfnetlink_queue.c, seq_show).
+    """
+    with contextlib.suppress(TargetError, ValueError, IndexError):
+        ran = await run_program("cat", "/proc/self/net/netfilter/nfnetlink_queue")
+        return None if ran.status else frozenset(int(line.split()[0]) for line in ran.output.splitlines())
+    return None
+
+
+def without_readers(ruleset: Ruleset, queues: frozenset[int] | None) -> Ruleset:
+    """Return the rules, with the verdict `drop` for queues that no program reads: the kernel drops their
+    packets.
+    """
+    if queues is None:
+        return ruleset
+
+    def decided(rule: Rule) -> Rule:
+        is_lost = rule.action.kind == "queue" and rule.action.value not in queues
+        return replace(rule, action=Action("drop")) if is_lost else rule
+
+    return tuple(
+        replace(chain, chains={name: tuple(map(decided, rules)) for name, rules in chain.chains.items()})
+        for chain in ruleset
+    )
 
 
 async def _by_iptables(family: Family) -> tuple[Ruleset, frozenset[str]]:

@@ -207,6 +207,24 @@ def _beside_bridge(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _unconnected(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that containers have no network, which may be intended."""
+    alone = [
+        one
+        for one in seen.containers
+        if one.container_id and not one.links and all(held.is_loopback for held in one.addresses)
+    ]
+    if alone and seen.is_first:
+        yield Finding(
+            code="container-unconnected",
+            severity="info",
+            cause="containers have no network: their only interface is lo",
+            evidence=some([f"container {one.container_id}, {one.process}" for one in alone]),
+            fix=f"docker network connect bridge {alone[0].container_id}"
+            "  # unless the container was started without a network",
+        )
+
+
 def _without_address(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that containers at a bridge have no address."""
     ports = {port for names in seen.ports.values() for port in names}
@@ -406,6 +424,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _cut_off,
     _beside_bridge,
     _without_address,
+    _unconnected,
     _container_routes,
     _container_prefixes,
     _container_gateways,

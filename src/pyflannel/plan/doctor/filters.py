@@ -4,13 +4,13 @@ packets of the overlay.
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv6Address, ip_address
 from itertools import islice
 from typing import Literal, NamedTuple
 
 from pyflannel.model.netfilter import ICMPV6, TCP, UDP, BaseChain, Hook, Judgement, Packet, Rule, Ruleset
-from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.status import Finding, Severity
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 from pyflannel.plan.netfilter import IN, OUT, THROUGH, judge, why
@@ -274,13 +274,54 @@ def _neighbour_flows(seen: Observed) -> Iterator[Flow]:
             yield from neighbour_flows(gateway, gateway + 1, bridge, next(iter(ports), ""))
 
 
+_ECHO: Mapping[Family, tuple[int, int]] = {4: (1, 8), 6: (ICMPV6, 128)}
+"""The protocol and the type of an ICMP echo request, by family. Source: RFC 792, RFC 4443."""
+
+_ECHO_CODE = "echo-ignored"
+_ECHO_PEERS = 4
+"""Maximum number of peers for whose echo requests the rules are evaluated."""
+
+
+def _echo_flows(seen: Observed) -> Iterator[Flow]:
+    """Yield the ICMP echo requests by which peers probe this host, on the underlay and through the tunnel."""
+    status, own = seen.status, seen.membership.subnet
+    underlay, backend = status.underlay, status.backend
+    protocol, kind = _ECHO[seen.family]
+    for subnet, public_ip in islice(seen.membership.peers.items(), _ECHO_PEERS):
+        ends = []
+        if underlay is not None and underlay.address.version == public_ip.version:
+            ends.append((public_ip, underlay.address, underlay.link, _uplink(seen)))
+        if own is not None and backend is not None and backend.link:
+            ends.append((subnet.network_address, own.network_address, backend.link, ""))
+        for there, here, link, port in ends:
+            packet = Packet(
+                source=there, destination=here, protocol=protocol, icmp_type=kind, iif=link, in_port=port
+            )
+            yield Flow(
+                code=_ECHO_CODE,
+                noun="ICMP echo requests to this host, so peers report it as unreachable, even if packets of"
+                " containers arrive",
+                accepted="ICMP echo requests",
+                packet=packet,
+                hooks=IN,
+                accepts=(
+                    ("-p icmp --icmp-type echo-request", "icmp type echo-request")
+                    if seen.family == 4
+                    else ("-p ipv6-icmp --icmpv6-type echo-request", "icmpv6 type echo-request"),
+                ),
+                firewalld="firewall-cmd --permanent --remove-icmp-block=echo-request; firewall-cmd --reload",
+                ufw="cp /usr/share/ufw/iptables/before*.rules /etc/ufw/; ufw reload",
+                severity="warning",
+            )
+
+
 def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
     """Yield the judgement of the rules on each flow. If a chain drops the flow, also yield the judgement of
     the rules without this chain.
     """
     if not seen.ruleset:
         return
-    for flow in (*tunnel_flows(seen), *container_flows(seen), *_neighbour_flows(seen)):
+    for flow in (*tunnel_flows(seen), *container_flows(seen), *_neighbour_flows(seen), *_echo_flows(seen)):
         left: Ruleset = seen.ruleset
         for _ in range(_DROPS):
             judgement = judge(flow.packet, left, flow.hooks)
@@ -297,6 +338,7 @@ _Rules = dict[str, tuple[BaseChain, Rule]]
 def _filters(seen: Observed) -> Iterator[Finding]:
     """Yield the chains that drop packets of the overlay, and rules whose effect is unknown."""
     dropped: dict[tuple[str, str], Finding] = {}
+    named: set[tuple[str, Rule | None]] = set()
     unknown: dict[str, str] = {}
     changes: _Rules = {}
     spoofs: _Rules = {}
@@ -318,10 +360,13 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         if chain is None or _is_of_docker(rule, seen):
             continue
         text = listed(chain, rule, flow)
+        if flow.code == _ECHO_CODE and (judgement.kind == "unknown" or (chain.place, rule) in named):
+            continue  # the rule drops more than probes
         if judgement.kind == "unknown":
             unknown[text] = "" if rule is None else why(rule, flow.packet)
         elif (flow.code, text) not in dropped:
             dropped[flow.code, text] = dropped_by(chain, rule, flow, judgement.kind)
+            named.add((chain.place, rule))
     yield from dropped.values()
     yield from redirected.values()
     if spoofs:
@@ -352,7 +397,7 @@ def _filters(seen: Observed) -> Iterator[Finding]:
             severity="info",
             cause="doctor cannot evaluate these filter rules, which may drop packets of the overlay",
             evidence=some([f"{text} ({reason})" if reason else text for text, reason in unknown.items()]),
-            fix="flannelctl peers  # shows whether packets arrive",
+            fix=f"flannelctl ping {_example(seen)}  # run it on another host: shows whether packets arrive",
         )
 
 
@@ -373,6 +418,18 @@ def _new_source(rule: Rule) -> IpAddress | None:
     return None
 
 
+def _example(seen: Observed) -> str:
+    """Return the address of a container of this host, for a command of another host."""
+    own = seen.membership.subnet
+    held = (
+        address
+        for one in seen.containers
+        for address in sorted(one.addresses, key=str)
+        if own is not None and address in own
+    )
+    return str(next(held, "CONTAINER-ADDRESS"))
+
+
 def _is_of_docker(rule: Rule | None, seen: Observed) -> bool:
     """Return whether another finding names this rule of Docker."""
     lines = (line for lines in seen.docker_drops.values() for line in lines)
@@ -381,18 +438,17 @@ def _is_of_docker(rule: Rule | None, seen: Observed) -> bool:
 
 def dropped_by(chain: BaseChain, rule: Rule | None, flow: Flow, kind: str) -> Finding:
     """Return the finding about a rule, or the policy of a chain, that drops or rejects packets."""
-    verb = _VERBS.get(kind, "drops")
     other = ", even if another chain accepts them" if flow.code == "forward-dropped" else ""
+    effect = f"{'rejects' if kind == 'reject' else 'drops'} {flow.noun}{other}"
+    if kind == "expire":
+        effect = f"sets the TTL of {flow.noun} so low that the next router drops them"
     return Finding(
         code=flow.code,
         severity=flow.severity,
-        cause=f"{chain.place} {verb} {flow.noun}{other}",
+        cause=f"{chain.place} {effect}",
         evidence=(listed(chain, rule, flow),),
         fix=_repair(flow, chain),
     )
-
-
-_VERBS = {"reject": "rejects", "expire": "limits to one hop, so that routers drop,"}
 
 
 def listed(chain: BaseChain, rule: Rule | None, flow: Flow | None = None) -> str:

@@ -1,6 +1,6 @@
 """IPsec policies that drop packets of the overlay."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pyflannel.model.host import Interfaces, IpsecPolicy
 from pyflannel.model.netfilter import TCP, UDP, Hook, Packet
@@ -95,11 +95,16 @@ def _blocked_by_ipsec(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="ipsec-block",
             severity="error",
-            cause=f"IPsec policies drop {nouns}",
+            cause=f"{_subject(found)} {nouns}",
             evidence=some([policy_text(policy) for policy in found]),
             fix=f"{'; '.join(policy_removal(one) for one in list(found)[:NAMED])}"
             "  # or change the connection of the IPsec daemon that installs it",
         )
+
+
+def _subject(found: Iterable[IpsecPolicy]) -> str:
+    is_default = all(one.priority > _LEAST_PRIORITY for one in found)
+    return "the default action of IPsec drops" if is_default else "IPsec policies drop"
 
 
 def _unprotected(seen: Observed) -> Iterator[Finding]:

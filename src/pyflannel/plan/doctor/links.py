@@ -64,6 +64,21 @@ def _arp(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _bridge_arp(seen: Observed) -> Iterator[Finding]:
+    """Yield the bridges without ARP and neighbour discovery: the host then finds no container, and its
+    containers do not find their gateway.
+    """
+    for bridge in sorted(seen.bridges_without_arp):
+        yield Finding(
+            code="arp-off",
+            severity="error",
+            cause=f"ARP and neighbour discovery are off on {bridge}, so this host and its containers do not"
+            " reach each other",
+            evidence=(f"ip link show {bridge}: NOARP",),
+            fix=f"ip link set {quote(bridge)} arp on",
+        )
+
+
 def _unanswered(seen: Observed) -> Iterator[Finding]:
     """Yield the settings by which the host does not answer requests of its peers."""
     link = seen.membership.underlay
@@ -247,6 +262,20 @@ def _vtep(seen: Observed) -> Iterator[Finding]:
 _VIRTUALBOX = IPv4Address("10.0.2.15")
 
 
+def _other_interface(seen: Observed) -> str:
+    """Return another interface with an IPv4 address outside the network; `eth1` if there is none."""
+    network, underlay = seen.membership.network, seen.membership.underlay
+    others = (
+        one.name
+        for one in seen.interfaces.interfaces
+        if not one.is_loopback and one.is_up and one.name != underlay and not one.kind.startswith("bridge")
+        for held in one.addresses
+        if held.address.version == 4 and not held.address.is_link_local
+        if network is None or held.address.ip not in network
+    )
+    return next(others, "eth1")
+
+
 def _public_address(seen: Observed) -> Iterator[Finding]:
     """Yield a finding for a public address at which peers cannot reach this host."""
     underlay = seen.status.underlay
@@ -259,7 +288,7 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause="peers cannot reach 10.0.2.15, the address that VirtualBox gives to every guest",
             evidence=(f"{underlay.link} has {underlay.address}, published as {underlay.public_ip}",),
-            fix="flanneld --iface=eth1  # the interface that reaches the other hosts",
+            fix=f"flanneld --iface={_other_interface(seen)}  # the interface that reaches the other hosts",
         )
     elif link is not None and not link.holds(underlay.address):
         yield Finding(
@@ -285,6 +314,7 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _arp,
+    _bridge_arp,
     _unanswered,
     _shaped,
     _tracking,

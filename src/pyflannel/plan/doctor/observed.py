@@ -100,6 +100,7 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
     Attributes:
         pid: ID of a process in the namespace.
         process: description of this process.
+        container_id: first 12 characters of the ID that an engine gave the container; "" without an engine.
         addresses: addresses of the namespace, of both families.
         routes: the routes of the namespace, of both families.
         links: links in this host's subnet, or at a bridge in this subnet; empty if they were not read.
@@ -111,6 +112,7 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
 
     pid: int
     process: str
+    container_id: str = ""
     addresses: frozenset[IpAddress] = frozenset()
     routes: tuple[ContainerRoute, ...] = ()
     links: tuple[ContainerLink, ...] = ()
@@ -207,6 +209,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         closed_ports: the ports of these bridges that carry no frames, by name, with their state: DOWN
             or NO-CARRIER.
         lacks_arp: True if ARP is off on the underlay, and with it neighbour discovery.
+        bridges_without_arp: the bridges of containers on which ARP is off.
         ignores_arp: True if the host answers no ARP requests on the underlay.
         ignores_echoes: True if the host answers no ICMP echo requests.
         is_ethernet: True if the frames of the underlay have MAC addresses.
@@ -253,6 +256,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     silent_ports: tuple[SilentPort, ...] = ()
     closed_ports: Mapping[str, str] = field(default_factory=dict)
     lacks_arp: bool = False
+    bridges_without_arp: frozenset[str] = frozenset()
     ignores_arp: bool = False
     ignores_echoes: bool = False
     is_ethernet: bool = True

@@ -100,7 +100,8 @@ def _stop(
         return _Stop("this host", decisive.text, "flannelctl doctor")
     if tunnel is not None and tunnel.state != "reached":
         return _before_the_peer(peer, tunnel, underlay, status)
-    return _behind_the_tunnel(peer, container, underlay)
+    is_own = status.lease is not None and status.lease.subnet == peer.subnet
+    return _behind_the_tunnel(peer, container, underlay, is_own=is_own)
 
 
 _BESIDE_THE_PATH = frozenset(
@@ -180,7 +181,16 @@ def _fix_of_tunnel(status: Status) -> str:
     return f"flannelctl doctor  # on that host too; let every firewall pass {carrier_of(status)} both ways"
 
 
-def _behind_the_tunnel(peer: LeaseEntry, container: PingStep, underlay: PingStep | None) -> _Stop:
+def _behind_the_tunnel(
+    peer: LeaseEntry, container: PingStep, underlay: PingStep | None, *, is_own: bool
+) -> _Stop:
+    if is_own:
+        return _Stop(
+            "container",
+            f"{container.destination} of this host does not answer: no container has this address, or it"
+            " ignores ICMP echo requests, or filter rules drop them",
+            "flannelctl doctor",
+        )
     if underlay is not None and underlay.state in ("silent", "rejected") and container.state == "silent":
         return _Stop(
             "underlay",

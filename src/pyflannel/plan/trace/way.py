@@ -49,6 +49,10 @@ def follow(facts: Facts) -> TraceReport | RouteQuestion:
     except UnansweredError as error:
         return error.question
     failed = steps[-1] if steps[-1].state == "fails" else None
+    doubt = next((one for one in steps if one.state == "unknown" and one.name == "rule"), None)
+    if failed is not None and doubt is not None and failed.name in ("peer", "container"):
+        cause = f"{failed.cause}; or a rule of this host drops the packet: {doubt.found}"
+        failed = replace(failed, cause=cause)
     return TraceReport(
         source=facts.source,
         destination=facts.destination,
@@ -231,7 +235,8 @@ def _incoming(facts: Facts, leg: Leg) -> Iterator[TraceStep]:
         yield passes("peer", f"{host_of(peer)} holds {peer.subnet}")
     back = facts.route("host out", leg.source)
     link = facts.links.get(back.link or "")
-    if link is None or (not is_tunnel(link) and (back.gateway or leg.source) != peer.public_ip):
+    is_direct = leg.source == peer.public_ip or (back.gateway or leg.source) == peer.public_ip
+    if link is None or not (is_tunnel(link) or is_direct):
         cause = f"this host has no route back to {leg.source} through the overlay"
         yield fails("route", back.text, cause, REPAIR)
         return
