@@ -113,7 +113,7 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
     )
 
 
-_CONTAINER = re.compile(r"(?:docker|containerd|libpod|crio)[-/]([\da-f]{12})[\da-f]{52}\b", re.A)
+_CONTAINER = re.compile(r"[-/]([\da-f]{12})[\da-f]{52}(?:\.scope)?(?:/|$)", re.M | re.A)
 
 
 def container_in(cgroup: str) -> str:

@@ -168,7 +168,12 @@ def test_a_rule_that_changes_the_destination_of_tunnel_packets_is_named(rule: st
 
 @pytest.mark.parametrize(
     "rule",
-    ["-i docker0 -j DNAT --to-destination 10.100.15.9", "-s 10.100.0.0/16 -p tcp -j REDIRECT --to-ports 80"],
+    [
+        "-i docker0 -j DNAT --to-destination 10.100.15.9",
+        "-i docker0 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 3128",
+        "-s 10.100.15.0/24 -p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.9",
+        "-s 10.100.0.0/16 -p tcp -j REDIRECT --to-ports 80",
+    ],
 )
 def test_a_rule_that_changes_the_destination_of_packets_of_containers_is_named(rule: str) -> None:
     nat = iptables(":PREROUTING ACCEPT", f"-A PREROUTING {rule}", table="nat")
@@ -181,8 +186,9 @@ def test_a_rule_that_changes_the_destination_of_packets_of_containers_is_named(r
 
 def test_a_rule_that_changes_the_destination_of_other_packets_is_no_finding() -> None:
     rules = [
-        "PREROUTING -p tcp --dport 8472 -j REDIRECT",
-        "PREROUTING -p udp --dport 53 -j DNAT --to 10.100.15.2",
+        "PREROUTING -d 10.0.0.1/32 -p tcp --dport 80 -j REDIRECT --to-ports 3128",
+        "PREROUTING -i eth0 -p udp --dport 53 -j DNAT --to 10.100.15.2",
+        "PREROUTING -m addrtype --dst-type LOCAL -p tcp --dport 80 -j DNAT --to 10.100.15.2",
     ]
     nat = iptables(":PREROUTING ACCEPT", *(f"-A {rule}" for rule in rules), table="nat")
 

@@ -108,6 +108,7 @@ def test_only_a_process_with_rights_counts_as_the_original(open_directory: Path)
     ("cgroup", "container_id"),
     [
         ("0::/system.slice/docker-" + "0b20cc2d451d" + "a" * 52 + ".scope\n", "0b20cc2d451d"),
+        ("9:pids:/any/" + "0b20cc2d451d" + "a" * 52 + "\n0::/\n", "0b20cc2d451d"),
         ("0::/docker/" + "0b20cc2d451d" + "a" * 52 + "\n", "0b20cc2d451d"),
         ("0::/system.slice/docker.service\n", ""),
         ("0::/user.slice/session-1.scope\n", ""),

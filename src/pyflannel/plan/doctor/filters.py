@@ -9,7 +9,20 @@ from ipaddress import IPv6Address, ip_address
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from pyflannel.model.netfilter import ICMPV6, TCP, UDP, BaseChain, Hook, Judgement, Packet, Rule, Ruleset
+from msgspec.structs import replace
+
+from pyflannel.model.netfilter import (
+    ICMPV6,
+    TCP,
+    UDP,
+    BaseChain,
+    Hook,
+    Judgement,
+    Match,
+    Packet,
+    Rule,
+    Ruleset,
+)
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.status import Finding, Severity
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
@@ -274,6 +287,34 @@ def _neighbour_flows(seen: Observed) -> Iterator[Flow]:
             yield from neighbour_flows(gateway, gateway + 1, bridge, next(iter(ports), ""))
 
 
+_PORT_CODE = "port-redirected"
+_MOST_PORTS = 16
+"""Maximum number of ports of translation rules for which the rules are evaluated."""
+
+
+def _port_flows(seen: Observed) -> Iterator[Flow]:
+    """Yield packets of containers to the ports that rules with a translation of the destination name."""
+    usual = next(container_flows(seen), None)
+    if usual is None:
+        return
+    ports = {
+        (protocol, value[0])
+        for chain in seen.ruleset
+        if chain.is_nat
+        for rules in chain.chains.values()
+        for rule in rules
+        if rule.action.translates == "destination"
+        for match in rule.matches
+        if isinstance(match, Match) and match.field == "dport" and not match.is_negated
+        for value in match.values
+        if isinstance(value, tuple)
+        for protocol in (TCP, UDP)
+    }
+    for protocol, port in sorted(ports)[:_MOST_PORTS]:
+        packet = replace(usual.packet, protocol=protocol, destination_port=port)
+        yield usual._replace(code=_PORT_CODE, packet=packet)
+
+
 _ECHO: Mapping[Family, tuple[int, int]] = {4: (1, 8), 6: (ICMPV6, 128)}
 """The protocol and the type of an ICMP echo request, by family. Source: RFC 792, RFC 4443."""
 
@@ -321,7 +362,13 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
     """
     if not seen.ruleset:
         return
-    for flow in (*tunnel_flows(seen), *container_flows(seen), *_neighbour_flows(seen), *_echo_flows(seen)):
+    for flow in (
+        *tunnel_flows(seen),
+        *container_flows(seen),
+        *_neighbour_flows(seen),
+        *_echo_flows(seen),
+        *_port_flows(seen),
+    ):
         left: Ruleset = seen.ruleset
         for _ in range(_DROPS):
             judgement = judge(flow.packet, left, flow.hooks)
@@ -355,9 +402,9 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         if judgement.redirection is not None and is_of_tunnel(flow):
             text = listed(*judgement.redirection)
             redirected[text] = redirected_by(*judgement.redirection, flow)
-        elif judgement.redirection is not None and flow.code == "forward-dropped":
+        elif judgement.redirection is not None and flow.code in ("forward-dropped", _PORT_CODE):
             diversions[listed(*judgement.redirection)] = judgement.redirection
-        if chain is None or _is_of_docker(rule, seen):
+        if chain is None or _is_of_docker(rule, seen) or flow.code == _PORT_CODE:
             continue
         text = listed(chain, rule, flow)
         if flow.code == _ECHO_CODE and (judgement.kind == "unknown" or (chain.place, rule) in named):
@@ -387,6 +434,7 @@ def _filters(seen: Observed) -> Iterator[Finding]:
             "Docker also needs --ip-masq=false, see mk-docker-opts",
             "error" if is_lost else "warning",
         )
+    diversions = {text: place for text, place in diversions.items() if text not in redirected}
     if diversions:
         yield _translated(
             "destination", diversions, _BETWEEN, "if no program needs the rules, for example a proxy"
