@@ -280,7 +280,8 @@ def probes_dropped(draw: random.Random, pair: Pair) -> Fault:
 
 def deaf_bridge(draw: random.Random, pair: Pair) -> Fault:
     """Without ARP on the bridge, the host finds no container."""
-    return Fault(*(f"ip link set {pair.bridge} arp {state}" for state in ("off", "on")), code="arp-off")
+    off, on = (f"ip link set {pair.bridge} arp {state}" for state in ("off", "on"))
+    return Fault(off, on, "arp-off")
 
 
 def diversion(draw: random.Random, pair: Pair) -> Fault:

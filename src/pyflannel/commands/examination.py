@@ -149,7 +149,7 @@ async def _losses(status: Status, leases: list[LeaseEntry]) -> list[Finding]:
         return []
     with contextlib.suppress(TargetError):
         peers = sample_of(status, leases)
-        first = await count_losses(status, peers)
+        first = await count_losses(status, peers, interval_s=_LOSS_INTERVAL_S)
         lossy = [one for one in peers if (loss := first.get(one.subnet)) and 0 < loss.lost < loss.sent]
         second = await count_losses(status, lossy) if lossy else {}
         sums = {
@@ -159,6 +159,10 @@ async def _losses(status: Status, leases: list[LeaseEntry]) -> list[Finding]:
         }
         return list(loss_findings(sums, len(first)))
     return []
+
+
+_LOSS_INTERVAL_S = 0.03
+"""Seconds between two probes of a peer. The examination of the host takes longer than ten probes."""
 
 
 async def _store_times(places: Places, status: Status) -> StoreTimes | None:

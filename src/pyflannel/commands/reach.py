@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from pyflannel.errors import FlannelError, TargetError
 from pyflannel.kernel.host.packet_path import ask_route
-from pyflannel.kernel.network.echo import DEADLINE_S, count_replies, send_echoes
+from pyflannel.kernel.network.echo import DEADLINE_S, ROUND_S, count_replies, send_echoes
 from pyflannel.kernel.network.interfaces import KernelInterfaces
 from pyflannel.kernel.network.netlink_socket import RequestSocket
 from pyflannel.model.lease import FamilyReach, LeaseEntry
@@ -85,9 +85,11 @@ _LOSS_ROUNDS, _LOSS_PACKETS = 10, 640
 """Maximum number of requests to one peer, and to all peers together, by which losses are counted."""
 
 
-async def count_losses(status: Status, leases: Sequence[LeaseEntry]) -> dict[IpNetwork, Loss]:
-    """Return the losses on the paths to these peers. Each peer gets up to 10 small requests within a second;
-    with more than 64 peers, each gets fewer.
+async def count_losses(
+    status: Status, leases: Sequence[LeaseEntry], *, interval_s: float = ROUND_S
+) -> dict[IpNetwork, Loss]:
+    """Return the losses on the paths to these peers. Each peer gets up to 10 small requests, one each
+    `interval_s`; with more than 64 peers, each gets fewer.
 
     Raises:
         TargetError: this process has no permission to send ICMP echo requests.
@@ -96,7 +98,7 @@ async def count_losses(status: Status, leases: Sequence[LeaseEntry]) -> dict[IpN
     if not echoes:
         return {}
     rounds = min(_LOSS_ROUNDS, max(1, _LOSS_PACKETS // len(echoes)))
-    received = await count_replies(list(echoes.values()), rounds)
+    received = await count_replies(list(echoes.values()), rounds, interval_s=interval_s)
     return {subnet: Loss(rounds, rounds - count) for subnet, count in zip(echoes, received, strict=True)}
 
 

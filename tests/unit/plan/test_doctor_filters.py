@@ -325,14 +325,21 @@ def test_the_peers_and_containers_that_are_not_examined_are_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["-p icmp -m icmp --icmp-type 8 -j DROP", "-i eth0 -p icmp -j REJECT", "-i flannel.1 -j DROP"]
+    ("rule", "code", "kind"),
+    [
+        ("-p icmp -m icmp --icmp-type 8 -j DROP", "echo-ignored", "echo-request"),
+        ("-m conntrack --ctstate NEW -p icmp -j DROP", "echo-ignored", "echo-request"),
+        ("-p icmp -m icmp --icmp-type 0 -j DROP", "probe-dropped", "echo-reply"),
+        ("-i eth0 -p icmp -j REJECT", "probe-dropped", "echo-reply"),
+        ("-i flannel.1 -j DROP", "probe-dropped", "echo-reply"),
+    ],
 )
-def test_a_rule_against_the_probes_of_peers_is_named(rule: str) -> None:
+def test_a_rule_against_probes_is_named_once(rule: str, code: str, kind: str) -> None:
     one = found(replace(HEALTHY, ruleset=iptables(":INPUT ACCEPT", f"-A INPUT {rule}")))
 
-    assert (one.code, one.severity) == ("echo-ignored", "warning")
+    assert (one.code, one.severity) == (code, "warning")
     assert one.evidence == (f"iptables rule in filter INPUT: {rule}",)
-    assert one.fix == "iptables -I INPUT -p icmp --icmp-type echo-request -j ACCEPT"
+    assert one.fix == f"iptables -I INPUT -p icmp --icmp-type {kind} -j ACCEPT"
 
 
 def test_the_command_for_unknown_rules_names_a_container() -> None:

@@ -82,6 +82,7 @@ def test_a_firewall_that_accepts_neighbour_discovery_is_no_finding() -> None:
     rules = ip6tables(
         ":INPUT DROP",
         "-A INPUT -m rt --rt-type 0 -j DROP",
+        "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         "-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j ACCEPT",
         "-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j ACCEPT",
         "-A INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT",
@@ -129,7 +130,7 @@ def test_a_link_without_mac_addresses_needs_no_neighbour_discovery() -> None:
 
     found = findings(replace(HEALTHY, ruleset=rules, is_ethernet=False))
 
-    assert [one.code for one in found] == ["echo-ignored"]
+    assert [one.code for one in found] == ["probe-dropped"]
 
 
 def route_to(text: str) -> ContainerRoute:

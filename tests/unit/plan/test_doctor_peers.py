@@ -353,3 +353,12 @@ def test_a_path_that_loses_packets_is_named(lost: int, is_named: bool) -> None:
     assert [(one.code, one.severity) for one in found] == ([("packets-lost", "warning")] if is_named else [])
     assert all("1 of 4 probed peers" in one.cause for one in found)
     assert all(f"{lost} of 20 probes lost" in line for one in found for line in one.evidence)
+
+
+def test_silent_peers_are_a_consequence_of_a_rule_that_drops_the_replies_to_probes() -> None:
+    fault = replace(DROPPED, code="probe-dropped", severity="warning")
+
+    for results in ([reach(1, SILENT, SILENT, None)], [reach(1, REACHED, SILENT, None)]):
+        (one,) = with_peers((fault,), results, STATUS)
+        assert (one.code, one.severity) == ("probe-dropped", "warning")
+        assert one.evidence[-1].startswith("consequence: ")

@@ -97,16 +97,17 @@ def _sockets_for(echoes: Sequence[Echo]) -> Iterator[Mapping[Family, socket.sock
         }
 
 
-async def count_replies(echoes: Sequence[Echo], rounds: int) -> list[int]:
+async def count_replies(echoes: Sequence[Echo], rounds: int, *, interval_s: float = ROUND_S) -> list[int]:
     """Send each request once in each round, and return the number of its replies. A lost request is not
-    repeated.
+    repeated. A round begins `interval_s` seconds after the previous round.
 
     Raises:
         TargetError: this process has no permission to open a raw socket.
     """
     with _sockets_for(echoes) as sockets:
         sender = _Sender(sockets, [echo for _ in range(rounds) for echo in echoes])
-        await sender.exchange(sender.send_once(len(echoes)), rounds * ROUND_S + LAST_REPLY_S)
+        deadline_s = rounds * interval_s + LAST_REPLY_S
+        await sender.exchange(sender.send_once(len(echoes), interval_s), deadline_s)
         reached = [result.state == "reached" for result in sender.results()]
     return [sum(reached[place :: len(echoes)]) for place in range(len(echoes))]
 
@@ -203,13 +204,13 @@ class _Sender:
                     for task in running:
                         task.cancel()
 
-    async def send_once(self, count: int) -> None:
-        """Send the requests in rounds of this number, each request once."""
+    async def send_once(self, count: int, interval_s: float) -> None:
+        """Send the requests in rounds of `count`, each request once. A round begins each `interval_s`."""
         started = time.monotonic()
         for place, one in enumerate(self._order):
             number, of_round = divmod(place, count)
             if of_round == 0:
-                await asyncio.sleep(max(0.0, started + number * ROUND_S - time.monotonic()))
+                await asyncio.sleep(max(0.0, started + number * interval_s - time.monotonic()))
             self._send(one)
             if (of_round + 1) % _BURST == 0:
                 await asyncio.sleep(_PAUSE_S)

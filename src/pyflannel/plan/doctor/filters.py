@@ -315,42 +315,56 @@ def _port_flows(seen: Observed) -> Iterator[Flow]:
         yield usual._replace(code=_PORT_CODE, packet=packet)
 
 
-_ECHO: Mapping[Family, tuple[int, int]] = {4: (1, 8), 6: (ICMPV6, 128)}
-"""The protocol and the type of an ICMP echo request, by family. Source: RFC 792, RFC 4443."""
+_ICMP: Mapping[Family, tuple[int, int, int]] = {4: (1, 8, 0), 6: (ICMPV6, 128, 129)}
+"""The protocol and the types of an ICMP echo request and its reply, by family. Source: RFC 792, RFC 4443."""
 
-_ECHO_CODE = "echo-ignored"
-_ECHO_PEERS = 4
-"""Maximum number of peers for whose echo requests the rules are evaluated."""
+_REQUESTS, _REPLIES = "echo-ignored", "probe-dropped"
+_OF_PROBES = frozenset({_REQUESTS, _REPLIES})
+"""Codes of the flows of probes. A rule that also drops other packets is not named for them."""
+
+_PROBING_PEERS = 4
+"""Maximum number of peers for whose probes the rules are evaluated."""
 
 
-def _echo_flows(seen: Observed) -> Iterator[Flow]:
-    """Yield the ICMP echo requests by which peers probe this host, on the underlay and through the tunnel."""
+def _probe_flows(seen: Observed) -> Iterator[Flow]:
+    """Yield the replies to the probes of this host, and the probes of peers, on the underlay and through the
+    tunnel.
+    """
     status, own = seen.status, seen.membership.subnet
     underlay, backend = status.underlay, status.backend
-    protocol, kind = _ECHO[seen.family]
-    for subnet, public_ip in islice(seen.membership.peers.items(), _ECHO_PEERS):
-        ends = []
+    protocol, request, reply = _ICMP[seen.family]
+    ends = []
+    for subnet, public_ip in islice(seen.membership.peers.items(), _PROBING_PEERS):
         if underlay is not None and underlay.address.version == public_ip.version:
             ends.append((public_ip, underlay.address, underlay.link, _uplink(seen)))
         if own is not None and backend is not None and backend.link:
             ends.append((subnet.network_address, own.network_address, backend.link, ""))
+    for code, kind, noun in (
+        (_REPLIES, reply, "the replies to the probes of this host, so silent peers may be reachable"),
+        (_REQUESTS, request, "ICMP echo requests, so peers report this host as unreachable"),
+    ):
+        name = "echo-reply" if kind == reply else "echo-request"
         for there, here, link, port in ends:
-            packet = Packet(
-                source=there, destination=here, protocol=protocol, icmp_type=kind, iif=link, in_port=port
-            )
             yield Flow(
-                code=_ECHO_CODE,
-                noun="ICMP echo requests to this host, so peers report it as unreachable, even if packets of"
-                " containers arrive",
-                accepted="ICMP echo requests",
-                packet=packet,
+                code=code,
+                noun=noun,
+                accepted=f"ICMP {name}",
+                packet=Packet(
+                    source=there,
+                    destination=here,
+                    protocol=protocol,
+                    icmp_type=kind,
+                    iif=link,
+                    in_port=port,
+                    state="established" if kind == reply else "new",
+                ),
                 hooks=IN,
                 accepts=(
-                    ("-p icmp --icmp-type echo-request", "icmp type echo-request")
+                    (f"-p icmp --icmp-type {name}", f"icmp type {name}")
                     if seen.family == 4
-                    else ("-p ipv6-icmp --icmpv6-type echo-request", "icmpv6 type echo-request"),
+                    else (f"-p ipv6-icmp --icmpv6-type {name}", f"icmpv6 type {name}"),
                 ),
-                firewalld="firewall-cmd --permanent --remove-icmp-block=echo-request; firewall-cmd --reload",
+                firewalld=f"firewall-cmd --permanent --remove-icmp-block={name}; firewall-cmd --reload",
                 ufw="cp /usr/share/ufw/iptables/before*.rules /etc/ufw/; ufw reload",
                 severity="warning",
             )
@@ -366,7 +380,7 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
         *tunnel_flows(seen),
         *container_flows(seen),
         *_neighbour_flows(seen),
-        *_echo_flows(seen),
+        *_probe_flows(seen),
         *_port_flows(seen),
     ):
         left: Ruleset = seen.ruleset
@@ -407,8 +421,8 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         if chain is None or _is_of_docker(rule, seen) or flow.code == _PORT_CODE:
             continue
         text = listed(chain, rule, flow)
-        if flow.code == _ECHO_CODE and (judgement.kind == "unknown" or (chain.place, rule) in named):
-            continue  # the rule drops more than probes
+        if flow.code in _OF_PROBES and (judgement.kind == "unknown" or (chain.place, rule) in named):
+            continue
         if judgement.kind == "unknown":
             unknown[text] = "" if rule is None else why(rule, flow.packet)
         elif (flow.code, text) not in dropped:

@@ -133,6 +133,8 @@ underlay is silent through the tunnel."""
 def _obstacle(found: Iterable[Finding], *, on_underlay: bool) -> Finding | None:
     """Return the first finding that explains lost packets, or packets that are lost on the underlay."""
     for one in found:
+        if one.code == "probe-dropped":
+            return one
         if one.severity != "error" or one.code in _BESIDE_THE_PATH:
             continue
         is_behind = one.code in _BEHIND_THE_UNDERLAY or (one.code == "ipsec-block" and not of_tunnel(one))
