@@ -8,7 +8,8 @@ from shlex import quote
 from pyflannel.model.host import Interfaces
 from pyflannel.model.network_config import Family, IpAddress, is_part
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.filters import container_packet, listed, removal_of
+from pyflannel.plan.doctor.filters import listed, removal_of
+from pyflannel.plan.doctor.flows import container_packet
 from pyflannel.plan.doctor.ipsec import blocking_policies, policy_removal, policy_text
 from pyflannel.plan.doctor.observed import (
     DOCKER_FIX,

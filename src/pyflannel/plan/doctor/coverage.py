@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.filters import PORTS, evaluated_peers
+from pyflannel.plan.doctor.flows import PORTS, evaluated_peers
 from pyflannel.plan.doctor.observed import Observed
 
 

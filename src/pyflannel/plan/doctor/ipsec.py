@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pyflannel.model.host import Interfaces, IpsecPolicy
 from pyflannel.model.netfilter import TCP, UDP, Hook, Packet
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.filters import TUNNEL_PACKETS, container_flows, tunnel_flows
+from pyflannel.plan.doctor.flows import TUNNEL_PACKETS, container_flows, tunnel_flows
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 from pyflannel.plan.netfilter import IN, OUT, THROUGH
 

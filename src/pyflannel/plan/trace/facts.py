@@ -17,7 +17,7 @@ from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import PingReport, TraceStep, TraceStepName
 from pyflannel.model.route import FdbEntry, RouteAnswer, Way
 from pyflannel.model.wireguard import WireguardPeer
-from pyflannel.plan.doctor.filters import Flow, container_packet, overlay_flow
+from pyflannel.plan.doctor.flows import Flow, container_packet, overlay_flow
 from pyflannel.plan.doctor.observed import ContainerNamespace
 from pyflannel.plan.netfilter import IN, OUT, THROUGH
 

@@ -11,16 +11,8 @@ from pyflannel.model.link import Vxlan
 from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.probe import TraceStep
 from pyflannel.model.wireguard import WireguardPeer
-from pyflannel.plan.doctor.filters import (
-    Flow,
-    dropped_by,
-    is_of_tunnel,
-    listed,
-    neighbour_flows,
-    redirected_by,
-    tunnel_flow,
-    tunnel_packet,
-)
+from pyflannel.plan.doctor.filters import dropped_by, is_of_tunnel, listed, redirected_by
+from pyflannel.plan.doctor.flows import Flow, neighbour_flows, tunnel_flow, tunnel_packet
 from pyflannel.plan.doctor.ipsec import blocking_policies, policy_removal, policy_text
 from pyflannel.plan.doctor.observed import resolution
 from pyflannel.plan.doctor.packets import loosened

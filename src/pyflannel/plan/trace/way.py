@@ -14,7 +14,7 @@ from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.network_config import IpAddress
 from pyflannel.model.probe import PacketEvent, TraceReport, TraceStep, TraceStepName
 from pyflannel.model.route import RouteAnswer
-from pyflannel.plan.doctor.filters import neighbour_flows
+from pyflannel.plan.doctor.flows import neighbour_flows
 from pyflannel.plan.doctor.observed import resolution
 from pyflannel.plan.doctor.packets import FORWARDING, forwarded, forwarding_on, loosened
 from pyflannel.plan.trace.facts import (
