@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from pyflannel.errors import BusyError, LabError, UsageError
 from pyflannel.lab.kernel_path import create_kernel_path, measure_kernel_path
 from pyflannel.lab.lab import Lab, enter_host, remove_lab, standing_labs
 from pyflannel.lab.lab_directory import ROOT, LabDirectory, without_removals
-from pyflannel.lab.topology import Host
+from pyflannel.lab.topology import LEFT, Host, HostPlace, Topology
 from pyflannel.lab.traffic import ping, ping_all
 from pyflannel.lab.waiting import wait_until
 from testlab.faults import lossy, partitioned, paused, unplugged
@@ -232,6 +233,31 @@ def test_a_lab_can_be_kept_entered_and_removed() -> None:
     assert traces(name) == []
     with pytest.raises(LabError, match="there is no lab"):
         remove_lab(name)
+
+
+def test_a_lab_with_a_frozen_process_is_removed() -> None:
+    """A paused container of Docker is frozen."""
+    name, hierarchies = f"frozen-{os.getpid()}", Path("/sys/fs/cgroup")
+    has_freezer = (hierarchies / "freezer").is_dir()
+    group = (hierarchies / "freezer" if has_freezer else hierarchies) / "flannel-lab" / name / "paused"
+    with Lab(name, Topology((LEFT,), (HostPlace("docker1", LEFT, IPv4Interface("10.10.10.101/24")),))) as lab:
+        lab.hosts["docker1"].start(["sleep", "98765"], name="sleeper")
+        wait_until(lambda: bool(_sleepers()), what="the process", deadline_s=60.0)
+        group.mkdir(parents=True, exist_ok=True)
+        (pid,) = _sleepers()
+        (group / "cgroup.procs").write_text(pid)
+        if has_freezer:
+            (group / "freezer.state").write_text("FROZEN")
+        else:
+            (group / "cgroup.freeze").write_text("1")
+
+    assert not group.exists()
+    assert _sleepers() == []
+
+
+def _sleepers() -> list[str]:
+    found = subprocess.run(["pgrep", "-x", "-f", "sleep 98765"], capture_output=True, text=True, check=False)
+    return found.stdout.split()
 
 
 def test_a_briefly_locked_lab_is_not_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

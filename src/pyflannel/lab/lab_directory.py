@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pyflannel.errors import BusyError, LabError, UsageError
-from pyflannel.lab.program import end_processes, first_processes, remove_cgroups, remove_roots
+from pyflannel.lab.program import end_processes, first_processes, remove_cgroups, remove_roots, thaw
 from pyflannel.lab.waiting import POLL_S
 
 # the directory is not in /tmp or /run, because Docker's images may be too large for memory
@@ -115,6 +115,7 @@ class LabDirectory:
         Raises:
             LabError: a removal failed; the message names the object.
         """
+        thaw(self.name)
         end_processes(self.path)
         remove_cgroups(self.name)
         for entry in self.path.iterdir():

@@ -165,6 +165,17 @@ def cgroup_of(directory: Path) -> str:
     return f"{ROOT}/{directory.parent.name}/{directory.name}"
 
 
+def thaw(lab: str) -> None:
+    """Thaw the control groups of the lab, for example those of paused containers. With version 1 of control
+    groups, a signal does not end a frozen process.
+    """
+    for root in _roots():
+        for path, _, _ in os.walk(root / lab):
+            for name, value in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                if (state := Path(path, name)).exists():
+                    state.write_text(value)
+
+
 def remove_cgroups(lab: str) -> None:
     """Remove every control group of the lab, whose processes have exited.
 
