@@ -11,7 +11,7 @@ import pytest
 Pinging = Callable[[Any, str], AbstractContextManager[Any]]
 
 CONFIG = '{"Network":"10.100.0.0/16"}'
-OTHER = '{"Network":"10.200.0.0/16"}'
+OTHER = '{"Network":"10.200.0.0/16","Backend":{"Type":"vxlan"}}'
 
 
 @pytest.mark.parametrize("news", [OTHER, "no JSON", None])
@@ -52,6 +52,10 @@ def test_a_restart_after_a_change_of_the_network_keeps_the_subnet(
     assert record["lease"]
     assert "keeps running with the last valid network config" in " ".join(status["warnings"])
     assert [one["code"] for one in findings if one["code"] == "bad-config"] == ["bad-config"]
+    # To write the config in force again has no effect on the hosts.
+    again = json.loads(host.flannelctl("config", "set", "--dry-run", "--json", CONFIG))
+    assert again["Effects"] == []
+    assert again["Difference"] != []
 
 
 def test_a_change_of_the_network_takes_effect_on_request(new_network: Callable[..., Any]) -> None:

@@ -105,15 +105,15 @@ def set_(
     """Check a network config and write it, for all hosts.
 
     The config is a FILE, the JSON itself, or - for standard input. flannelctl shows the difference to the
-    stored config and its effects on running hosts. On a terminal, flannelctl asks for confirmation. An
-    invalid config is not written.
+    stored config, and the effects on hosts that use the same config as this host. On a terminal, flannelctl
+    asks for confirmation. An invalid config is not written.
     """
     text = read_source(source)
     computed, warnings = checked_config(text, accepts_unknown=force)
     if warnings and not force:
         raise ConfigError("; ".join(warnings), hint="Correct the config, or write it with --force.")
-    stored, leases = answer(invocation, _stored(invocation, run_dir))
-    difference, effects = difference_of(stored, text), _effects(stored, computed, leases)
+    stored, leases, used = answer(invocation, _stored(invocation, run_dir))
+    difference, effects = difference_of(stored, text), _effects(used or stored, computed, leases)
     if not invocation.wants_json:
         print_text("\n".join(difference) or "no difference to the stored network config")
         for effect in effects:
@@ -184,7 +184,8 @@ async def _compare(
     async with store_of(invocation, run_dir) as store:
         (stored, leases), used = await asyncio.gather(stored_config(store), _used(invocation, run_dir))
     difference = () if given is None else tuple(difference_of(stored, given))
-    effects = () if computed is None else tuple(_effects(stored, computed, [*map(LeaseEntry.of, leases)]))
+    entries = [*map(LeaseEntry.of, leases)]
+    effects = () if computed is None else tuple(_effects(used or stored, computed, entries))
     this_host = None if used is None else tuple(difference_of(stored, used, name="used on this host"))
     hosts = host_deviations(stored, leases)
     return ConfigDifference(
@@ -351,24 +352,30 @@ async def _get(invocation: Invocation, run_dir: Path | None) -> str | None:
         return await network.config_text()
 
 
-async def _stored(invocation: Invocation, run_dir: Path | None) -> tuple[str | None, list[LeaseEntry]]:
-    """Return the stored config and the leases; None and no leases if the store does not exist yet."""
+async def _stored(
+    invocation: Invocation, run_dir: Path | None
+) -> tuple[str | None, list[LeaseEntry], str | None]:
+    """Return the stored config, the leases, and the config that this host uses; None and no leases if the
+    store does not exist yet.
+    """
     try:
         async with network_of(invocation, run_dir) as network:
-            text, leases = await asyncio.gather(network.config_text(), network.leases())
-            return text, [] if text is None else leases
+            text, leases, used = await asyncio.gather(
+                network.config_text(), network.leases(), _used(invocation, run_dir)
+            )
+            return text, [] if text is None else leases, used
     except NoStoreError:
-        return None, []
+        return None, [], None
 
 
-def _effects(stored: str | None, new: NetworkConfig, leases: Sequence[LeaseEntry]) -> list[str]:
-    """Return the effects of the new config on running hosts; empty if the stored config is missing or
+def _effects(old: str | None, new: NetworkConfig, leases: Sequence[LeaseEntry]) -> list[str]:
+    """Return the effects of the new config on running hosts; empty if the old config is missing or
     invalid.
     """
-    if stored is None:
+    if old is None:
         return []
     try:
-        return effects_of(parse_network_config(stored), new, leases)
+        return effects_of(parse_network_config(old), new, leases)
     except ConfigError:
         return []
 
