@@ -130,14 +130,14 @@ def _longest_stall_s(streams: list[tuple[Program, Program]], since: float) -> fl
 
 @pytest.fixture(scope="module")
 def overlay(make_overlay) -> Iterator[Any]:
-    """Three hosts that keep a previous backend for three seconds instead of five."""
+    """Three hosts, each with the bridge of its containers."""
     with Lab(f"changes-{os.getpid()}", THREE) as lab:
         etcd = EtcdServer(lab.router, str(LEFT.gateway.ip))
         overlay = make_overlay(lab, etcd, etcd.start())
         overlay.set_backend("udp")
 
         def join(host: Host) -> None:
-            overlay.join_with(host, module="transition", constant="LINGER_S", value=3.0)
+            overlay.join(host)
             bridge = f"link add docker0 type bridge\naddress add {host.gateway()} dev docker0\n"
             host.run(["ip", "-batch", "-"], text=bridge + "link set docker0 up\n")
 
