@@ -1,12 +1,7 @@
 """Reads of the path of packets: XDP programs and tracked connections."""
 
 import json
-import os
 import sys
-
-import pytest
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 ATTACH = """
 import ctypes, platform, struct, sys

@@ -51,12 +51,11 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     """
     end = asyncio.get_running_loop().time() + left_s
     whole, every_lease = await asyncio.gather(status_of_host(places), leases_of_host(places))
-    reaching: dict[Family, asyncio.Future[list[PeerReach]]] = {
-        family: asyncio.ensure_future(
-            _reach(status_in(whole, family, every_lease), leases_in(every_lease, family))
-        )
+    views = {
+        family: (status_in(whole, family, every_lease), leases_in(every_lease, family))
         for family in families_of(whole)
     }
+    reaching = {family: asyncio.ensure_future(_reach(*view)) for family, view in views.items()}
 
     async def silent(family: Family) -> Collection[IpNetwork]:
         return {one.subnet for one in await asyncio.shield(reaching[family]) if not one.is_reached}
@@ -64,24 +63,22 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     found, reached, losses, offsets, times = await asyncio.gather(
         _examined_until(end, places, whole, every_lease, silent),
         asyncio.gather(*reaching.values()),
-        _losses(whole, every_lease),
+        asyncio.gather(*(_losses(*view) for view in views.values())),
         _clock_offsets(whole, every_lease),
         _store_times(places, whole),
     )
-    common = (*found.get(None, ()), *store_findings(whole, times), *clock_findings(offsets), *losses)
+    common = (*found.get(None, ()), *store_findings(whole, times), *clock_findings(offsets))
+    entries = await _bad_neighbours()
+    of_store = next(iter((await _on_the_way(_lost_stores(whole), whole, entries)).values()), None)
     complete: list[Finding] = []
-    for family, reach in zip(reaching, reached, strict=True):
-        status = status_in(whole, family, every_lease)
-        probed = len([*peers_of(status, leases_in(every_lease, family))]) if reach else 0
+    for (family, (status, leases)), reach, lossy in zip(views.items(), reached, losses, strict=True):
+        probed = len([*peers_of(status, leases)]) if reach else 0
         partly = partly_examined([("{} peers were probed", len(reach), probed)])
-        own = (*common, *found.get(family, ()), *partly)
-        entries = await _bad_neighbours(status)
+        own = (*common, *found.get(family, ()), *partly, *lossy)
         silent_peers = (
             one.public_ip for one in reach if not one.is_reached and one.underlay.state != "reached"
         )
-        neighbours = await _on_the_way(silent_peers, entries)
-        of_store = next(iter((await _on_the_way(_lost_stores(status), entries)).values()), None)
-        complete += with_peers(own, reach, status, neighbours, of_store)
+        complete += with_peers(own, reach, status, await _on_the_way(silent_peers, status, entries), of_store)
     return merged(complete)
 
 
@@ -181,29 +178,28 @@ async def _reach(status: Status, leases: list[LeaseEntry]) -> list[PeerReach]:
     return []
 
 
-async def _bad_neighbours(status: Status) -> dict[IpAddress, BadNeighbour]:
-    """Return the neighbour entries on the underlay that may stop packets, by their addresses."""
-    link = status.underlay.link if status.underlay is not None else None
-    entries: dict[IpAddress, BadNeighbour] = {}
+async def _bad_neighbours() -> list[BadNeighbour]:
+    """Return the neighbour entries of this host that may stop packets."""
+    entries = []
     with contextlib.suppress(TargetError):
         for name, one in await neighbours_of_host():
-            if name != link:
-                continue
             if one.is_unresolved or one.is_permanent:
                 state = f"lladdr {one.mac} PERMANENT" if one.is_permanent else "FAILED or INCOMPLETE"
                 text = f"ip neighbour show {one.address} dev {name}: {state}"
-                entries[one.address] = BadNeighbour(
-                    address=one.address, link=name, text=text, is_set=one.is_permanent
+                entries.append(
+                    BadNeighbour(address=one.address, link=name, text=text, is_set=one.is_permanent)
                 )
     return entries
 
 
 async def _on_the_way(
-    silent: Iterable[IpAddress], entries: Mapping[IpAddress, BadNeighbour]
+    silent: Iterable[IpAddress], status: Status, known: Iterable[BadNeighbour]
 ) -> dict[IpAddress, BadNeighbour]:
-    """Return the neighbour entries that may stop packets to silent addresses: those of the addresses
-    themselves, or of the gateways to them.
+    """Return the neighbour entries on the underlay that may stop packets to silent addresses: those of the
+    addresses themselves, or of the gateways to them.
     """
+    link = status.underlay.link if status.underlay is not None else None
+    entries = {one.address: one for one in known if one.link == link}
     silent = list(silent)
     found = {address: entries[address] for address in silent if address in entries}
     if found.keys() == entries.keys():

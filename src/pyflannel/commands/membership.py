@@ -9,11 +9,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
-from pyflannel.commands.host_links import (
-    interfaces_of_host,
-    routes_of_network,
-)
-from pyflannel.commands.local_daemon import last_known, may_ask, offline_status
+from pyflannel.commands.host_links import interfaces_of_host, routes_of_network
+from pyflannel.commands.local_daemon import last_known, last_known_leases, may_ask, offline_status
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.errors import FlannelError, NotReadyError, WireError
 from pyflannel.kernel.host.files import read_end
@@ -23,7 +20,7 @@ from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.status import Membership, RefusedPeer, Status
 from pyflannel.plan.doctor.families import families_of, leases_in, network_of, status_in
 from pyflannel.plan.underlay import UnderlayOptions, choose
-from pyflannel.wire.lease_record import Kept, kept_lease
+from pyflannel.wire.lease_record import kept_lease
 from pyflannel.wire.subnet_env import parse_subnet_env
 
 DAEMON_S = 1.5
@@ -65,16 +62,14 @@ async def membership_in(family: Family, places: Places, status: Status) -> Membe
 
     `status`: the status as in a network with this family alone.
     """
-    known = last_known(places.last_known)
-    records = () if known is None else filter(None, map(kept_lease, known.records))
-    leases = leases_in(map(LeaseEntry.of, records), family)
+    leases = leases_in(last_known_leases(places), family)
     return Membership(
         network=network_of(status, family),
         subnet=status.lease.subnet if status.lease else None,
         underlay=(
             status.underlay.link
             if status.underlay
-            else await _underlay(known, family, routes_of_network(status))
+            else await _underlay(places, family, routes_of_network(status))
         ),
         peers={
             **{lease.subnet: lease.public_ip for lease in leases},
@@ -104,12 +99,12 @@ def _named_in(path: Path) -> Iterator[IPv4Network | IPv6Network]:
                     yield ip_network(word.strip())
 
 
-async def _underlay(known: Kept | None, family: Family, scope: RouteScope) -> str | None:
+async def _underlay(places: Places, family: Family, scope: RouteScope) -> str | None:
     """Return the interface with the address of the last lease, or otherwise the interface of the default
     route.
     """
     with contextlib.suppress(FlannelError):
-        interfaces = await interfaces_of_host(scope)
+        interfaces, known = await interfaces_of_host(scope), last_known(places.last_known)
         part = None if known is None else known.own.part(family)
         own = None if part is None else interfaces.holder(part.address)
         if own is not None:

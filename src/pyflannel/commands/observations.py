@@ -57,12 +57,7 @@ from pyflannel.model.route import RouteAnswer
 from pyflannel.model.state import State
 from pyflannel.model.status import Membership, Status
 from pyflannel.plan.doctor.docker import docker_drops
-from pyflannel.plan.doctor.observed import (
-    Certificate,
-    ContainerNamespace,
-    Observed,
-    SetNeighbour,
-)
+from pyflannel.plan.doctor.observed import Certificate, ContainerNamespace, Observed, SetNeighbour
 from pyflannel.plan.doctor.packets import mark_of
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.ports import in_thread

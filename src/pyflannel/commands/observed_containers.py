@@ -15,6 +15,7 @@ from pyflannel.model.host import Interfaces
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.model.probe import Echo
 from pyflannel.plan.doctor.observed import (
+    PROBED,
     ContainerLink,
     ContainerNamespace,
     SetNeighbour,
@@ -82,9 +83,8 @@ async def _with_links_of(
     return replace(container, links=links, set_neighbours=permanent)
 
 
-_CONTAINERS_PROBED, _CONTAINERS_READ = 64, 4
-"""Maximum number of containers that get an ICMP echo request, and of silent containers whose filter rules are
-read. To read the rules of one container takes about 0.1 s."""
+_CONTAINERS_READ = 4
+"""Maximum number of silent containers whose filter rules are read, which takes about 0.1 s for each."""
 
 _CONTAINER_DEADLINE_S = 0.5
 """Deadline in seconds for the answers of the containers of this host."""
@@ -93,25 +93,27 @@ _CONTAINER_DEADLINE_S = 0.5
 async def with_answers(
     found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None
 ) -> tuple[ContainerNamespace, ...]:
-    """Return the containers. For some containers that do not answer this host, add their filter rules and
-    IPsec policies.
+    """Return the containers. Add the addresses that do not answer this host, and for some of these containers
+    their filter rules and IPsec policies.
     """
     own = {
         one.pid: [held for held in one.addresses if subnet is not None and held in subnet] for one in found
     }
-    asked = [address for addresses in own.values() for address in addresses][:_CONTAINERS_PROBED]
+    asked = [address for addresses in own.values() for address in addresses][:PROBED]
     try:
         echoes = [Echo(destination=address) for address in asked]
         results = await send_echoes(echoes, deadline_s=_CONTAINER_DEADLINE_S) if echoes else []
     except TargetError:
         return found  # this process has no permission to send probes
     silent = {one for one, result in zip(asked, results, strict=True) if result.state != "reached"}
-    quiet = [one for one in found if silent.intersection(own[one.pid])]
-    inside = {
-        one.pid: await _with_rules(replace(one, silent=silent.intersection(own[one.pid])))
-        for one in quiet[:_CONTAINERS_READ]
+    quiet = {
+        one.pid: replace(one, silent=silent.intersection(own[one.pid]))
+        for one in found
+        if silent.intersection(own[one.pid])
     }
-    return tuple(inside.get(one.pid, one) for one in found)
+    for pid in [*quiet][:_CONTAINERS_READ]:
+        quiet[pid] = await _with_rules(quiet[pid])
+    return tuple(quiet.get(one.pid, one) for one in found)
 
 
 async def _with_rules(container: ContainerNamespace) -> ContainerNamespace:

@@ -8,11 +8,7 @@ from pathlib import Path
 from pyflannel.assembly.directories import Places
 from pyflannel.commands.examination import examined
 from pyflannel.commands.membership import known_host
-from pyflannel.commands.reach import (
-    bench_path,
-    probe_path,
-    targets_of,
-)
+from pyflannel.commands.reach import bench_path, probe_path, targets_of
 from pyflannel.errors import FlannelError
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpNetwork

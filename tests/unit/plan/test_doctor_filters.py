@@ -322,6 +322,8 @@ def test_the_peers_and_containers_that_are_not_examined_are_reported() -> None:
         "the kernel was asked for the routes to 1 of 40 peers",
     )
     assert list(coverage(HEALTHY)) == []
+    (many,) = coverage(replace(HEALTHY, containers=(box,) * 65))
+    assert many.evidence == ("64 of 65 addresses of containers were probed",)
 
 
 @pytest.mark.parametrize(

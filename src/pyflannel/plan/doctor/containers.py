@@ -372,7 +372,7 @@ def _silent(seen: Observed) -> Iterator[Finding]:
     that containers are silent for an unknown reason.
     """
     peer = next(iter(seen.membership.peers), None)
-    lines, commands, unknown = list[str](), list[str](), list[str]()
+    lines, commands, unknown = list[str](), list[str](), dict[IpAddress, str]()
     for one in seen.containers:
         for address in sorted((held for held in one.silent if held.version == seen.family), key=int):
             there = address + 1 if peer is None else peer.network_address + 2
@@ -380,7 +380,7 @@ def _silent(seen: Observed) -> Iterator[Finding]:
             lines += [f"{address}, {one.process}: {text}" for text, _ in stops]
             commands += [f"nsenter --net --target {one.pid} {command}" for _, command in stops]
             if not stops:
-                unknown.append(f"{address}, {one.process}")
+                unknown[address] = f"{address}, {one.process}"
     if lines:
         yield Finding(
             code="container-filter",
@@ -395,8 +395,8 @@ def _silent(seen: Observed) -> Iterator[Finding]:
             code="container-silent",
             severity="info",
             cause="containers answer no ICMP echo requests of this host, for an unknown reason",
-            evidence=some(unknown),
-            fix=f"flannelctl trace {unknown[0].split(',')[0]}  # some programs ignore these requests",
+            evidence=some([*unknown.values()]),
+            fix=f"flannelctl trace {next(iter(unknown))}  # some programs ignore these requests",
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.flows import PORTS, evaluated_peers
-from pyflannel.plan.doctor.observed import Observed
+from pyflannel.plan.doctor.observed import PROBED, Observed
 
 
 def partly_examined(parts: Iterable[tuple[str, int, int]]) -> Iterator[Finding]:
@@ -30,7 +30,11 @@ def coverage(seen: Observed) -> Iterator[Finding]:
     asked = {one.destination for one in seen.answers if one.way == "container out"}
     here = [one for one in seen.containers if own and any(held in own for held in one.addresses)]
     ports = len(next(iter(seen.ports.values()), {}))
-    parts = [("the MTU of {} containers was read", sum(bool(one.mtus) for one in here), len(here))]
+    held = sum(own is not None and address in own for one in here for address in one.addresses)
+    parts = [
+        ("the MTU of {} containers was read", sum(bool(one.mtus) for one in here), len(here)),
+        ("{} addresses of containers were probed", min(PROBED, held), held),
+    ]
     if seen.ruleset:
         evaluated = min(evaluated_peers(seen), peers)
         parts += [

@@ -8,12 +8,7 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Literal
 
-from pyflannel.model.netfilter import (
-    BaseChain,
-    Judgement,
-    Rule,
-    Ruleset,
-)
+from pyflannel.model.netfilter import BaseChain, Judgement, Rule, Ruleset
 from pyflannel.model.network_config import IpAddress
 from pyflannel.model.status import Finding, Severity
 from pyflannel.plan.doctor.flows import (

@@ -7,14 +7,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from pyflannel.model.netfilter import (
-    ICMPV6,
-    TCP,
-    UDP,
-    Hook,
-    Match,
-    Packet,
-)
+from pyflannel.model.netfilter import ICMPV6, TCP, UDP, Hook, Match, Packet
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.status import Severity
 from pyflannel.plan.doctor.observed import Observed

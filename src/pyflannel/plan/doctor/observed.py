@@ -18,6 +18,9 @@ from pyflannel.model.status import Membership, Status
 NAMED = 8
 """Maximum number of objects that one finding names."""
 
+PROBED = 64
+"""Maximum number of addresses of containers to which doctor sends an ICMP echo request."""
+
 DOCKER_FIX = "mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers"
 """The command that gives Docker the options of this host."""
 
@@ -106,8 +109,8 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         links: links in this host's subnet, or at a bridge in this subnet; empty if they were not read.
         set_neighbours: permanent neighbour entries of both families; empty if they were not read.
         silent: addresses of the namespace that did not answer an ICMP echo request of this host.
-        ruleset: the rules of netfilter in the namespace, if an address is silent.
-        policies: the IPsec policies in the namespace, if an address is silent.
+        ruleset: the rules of netfilter in the namespace; empty if they were not read.
+        policies: the IPsec policies in the namespace; empty if they were not read.
     """
 
     pid: int

@@ -337,50 +337,51 @@ def _neighbour_findings(
             "  # then the cable, the port of the switch and its VLAN",
         )
         groups = {kind: group for kind, group in groups.items() if kind[0]}
-    for (is_set, gateway), group in groups.items():
-        first, some_peers = group[0], f"{len(group)} of {probed} probed peers"
-        protocol = resolution(first.address)
-        via = "" if gateway is None else f", the gateway to {some_peers}"
-        if is_set:
-            cause = f"{some_peers} do not answer, and their MAC addresses were set manually"
-            cause = f"the MAC address of {first.address}{via}, was set manually" if via else cause
-            fix = (
-                f"ip neighbour delete {first.address} dev {quote(first.link)}"
-                f"  # the kernel then asks for it by {protocol}"
-            )
-        else:
-            lacks = f"not answer {protocol}"
-            cause = f"{some_peers} are on the same link and do {lacks}: they are off or have another"
-            cause = f"{first.address}{via}, does {lacks}: it is off or has another" if via else cause
-            cause += f" address, two hosts have the same MAC address, or {protocol} does not pass"
-            fix = (
-                f"ip neighbour show {first.address}  # on that host: ip link (NOARP), ip address; on both:"
-                f" nft list {'tables arp' if first.address.version == 4 else 'ruleset ip6'}; then the VLAN of"
-                " both"
-            )
-        yield Finding(
-            code="neighbour-set" if is_set else "no-neighbour",
-            severity=severity,
-            cause=cause,
-            evidence=some([*dict.fromkeys(one.text for one in group)]),
-            fix=fix,
+    for (_, gateway), group in groups.items():
+        some_peers = f"{len(group)} of {probed} probed peers"
+        evidence = some([*dict.fromkeys(one.text for one in group)])
+        role = "" if gateway is None else f"the gateway to {some_peers}"
+        yield _neighbour_finding(group[0], severity, evidence, peers=some_peers, role=role)
+
+
+def _neighbour_finding(
+    entry: BadNeighbour, severity: Severity, evidence: tuple[str, ...], *, peers: str = "", role: str
+) -> Finding:
+    """Return the finding about a neighbour entry.
+
+    Args:
+        entry: the entry.
+        severity: the severity of the finding.
+        evidence: the evidence.
+        peers: the peers whose own entries are like this one, in words.
+        role: the use of the neighbour, if it is not a peer itself, for example `the gateway to 2 peers`.
+    """
+    protocol = resolution(entry.address)
+    if entry.is_set:
+        cause = f"{peers} do not answer, and their MAC addresses were set manually"
+        cause = f"the MAC address of {entry.address}, {role}, was set manually" if role else cause
+        fix = (
+            f"ip neighbour delete {entry.address} dev {quote(entry.link)}"
+            f"  # the kernel then asks for it by {protocol}"
         )
+    else:
+        lacks = f"not answer {protocol}"
+        cause = f"{peers} are on the same link and do {lacks}: they are off or have another"
+        cause = f"{entry.address}, {role}, does {lacks}: it is off or has another" if role else cause
+        cause += f" address, two hosts have the same MAC address, or {protocol} does not pass"
+        fix = (
+            f"ip neighbour show {entry.address}  # on that host: ip link (NOARP), ip address; on both:"
+            f" nft list {'tables arp' if entry.address.version == 4 else 'ruleset ip6'}; then the VLAN of"
+            " both"
+        )
+    code = "neighbour-set" if entry.is_set else "no-neighbour"
+    return Finding(code=code, severity=severity, cause=cause, evidence=evidence, fix=fix)
 
 
 def _before_the_store(entry: BadNeighbour, away: Finding) -> Finding:
     """Return the finding about the neighbour entry because of which the store does not respond."""
-    protocol, on_path = resolution(entry.address), f"{entry.address}, on the path to the store"
-    return Finding(
-        code="neighbour-set" if entry.is_set else "no-neighbour",
-        severity="error",
-        cause=f"the MAC address of {on_path}, was set manually"
-        if entry.is_set
-        else f"{on_path}, does not answer {protocol}: it is off, has another address, or {protocol} does not"
-        " pass",
-        evidence=(entry.text, f"consequence: {away.cause}", *away.evidence),
-        fix=f"ip neighbour delete {entry.address} dev {quote(entry.link)}"
-        f"  # the kernel then asks for it by {protocol}; if it does not answer, check it and the cable",
-    )
+    evidence = (entry.text, f"consequence: {away.cause}", *away.evidence)
+    return _neighbour_finding(entry, "error", evidence, role="on the path to the store")
 
 
 _LOSS = 0.15
