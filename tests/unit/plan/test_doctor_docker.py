@@ -1,0 +1,69 @@
+"""The findings of doctor about rules of Docker."""
+
+import pytest
+from msgspec.structs import replace
+
+from pyflannel.model.packet_filter import SavedRules
+from pyflannel.plan.doctor.docker import docker_drops
+from pyflannel.plan.doctor.findings import findings
+from testlab.healthy_host import HEALTHY
+
+RAW_DROP = "-d 10.100.15.2/32 ! -i docker0 -j DROP"
+
+PORT_DROP = "-d 10.100.15.2/32 ! -i docker0 -p tcp -m tcp --dport 80 -j DROP"
+
+FORWARD_DROP = "! -i docker0 -o docker0 -j DROP"
+
+NFT_DROPS = """\
+table ip docker-bridges {
+	chain raw-PREROUTING {
+		type filter hook prerouting priority raw; policy accept;
+		ip daddr 10.100.15.2 iifname != "docker0" counter packets 0 bytes 0 drop comment "DROP DIRECT ACCESS"
+		ip daddr 10.100.15.3 iifname != { "docker0", "eth5" } counter drop comment "DROP DIRECT ACCESS"
+	}
+
+	chain filter-forward-in__docker0 {
+		iifname "docker0" counter packets 0 bytes 0 accept comment "ICC"
+		counter packets 0 bytes 0 drop comment "UNPUBLISHED PORT DROP"
+	}
+
+	chain filter-forward-in__br-1 {
+		counter packets 0 bytes 0 accept comment "UNPROTECTED"
+	}
+}
+"""
+
+
+def saved(table: str, chain: str, *rules: str) -> SavedRules:
+    return SavedRules(program="iptables", family=4, chains={table: {chain: rules}})
+
+
+@pytest.mark.parametrize(
+    ("rules", "table", "count"),
+    [
+        (saved("raw", "PREROUTING", RAW_DROP, PORT_DROP), "", 2),
+        (saved("filter", "DOCKER", FORWARD_DROP), "", 1),
+        (saved("filter", "DOCKER"), NFT_DROPS, 3),
+    ],
+)
+def test_rules_of_docker_that_drop_packets_of_other_hosts_are_found(
+    rules: SavedRules, table: str, count: int
+) -> None:
+    seen = replace(HEALTHY, docker_drops=docker_drops([rules], table))
+
+    (finding,) = findings(seen)
+
+    assert (finding.code, len(finding.evidence)) == ("docker-drops", count)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        saved("raw", "PREROUTING", RAW_DROP.replace("docker0", "br-other")),
+        saved("filter", "DOCKER", "-d 10.100.15.2/32 ! -i docker0 -o docker0 -p tcp --dport 80 -j ACCEPT"),
+        saved("filter", "FORWARD", "-i docker0 -o docker0 -j DROP"),
+    ],
+)
+def test_other_rules_of_docker_are_no_finding(rules: SavedRules) -> None:
+    """The rule belongs, for example, to a bridge outside the subnet of the host."""
+    assert findings(replace(HEALTHY, docker_drops=docker_drops([rules], ""))) == ()
