@@ -33,7 +33,8 @@ def test_each_verb_answers_in_time_while_a_real_daemon_or_etcd_hangs(
         assert one.code in (0, 1, 3), one
         assert one.code < 3 or re.search("flanneld|forwarder|etcd|the store|no WireGuard key", one.text), one
     assert "The list contains the last known hosts" in without_daemon["peers"].text
-    assert "cannot be read: etcd does not respond" in without_store["leases ls"].text
+    # With the leases that flanneld knows; on a busy host, flanneld may answer too late for them.
+    assert "etcd does not respond" in without_store["leases ls"].text
 
 
 def running(network: Any) -> tuple[Program, Program]:

@@ -77,7 +77,7 @@ def config() -> None:
 @click.pass_obj
 def get(invocation: Invocation, run_dir: Path | None) -> None:
     """Print the network config as it is stored."""
-    text = answer(invocation, _get(invocation, run_dir))
+    text = answer(invocation, _get(invocation, run_dir), is_limited=True)
     if text is None:
         raise NotReadyError(
             "there is no network config yet",

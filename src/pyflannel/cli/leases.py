@@ -71,7 +71,7 @@ def list_leases(invocation: Invocation, hosts: tuple[str, ...], wide: bool, run_
 
     The list contains all leases, or the leases of each HOST: a host name, an address or a subnet.
     """
-    entries = of_hosts(answer(invocation, _leases(invocation, run_dir)), hosts)
+    entries = of_hosts(answer(invocation, _leases(invocation, run_dir), is_limited=True), hosts)
     if invocation.wants_json:
         print_json(format_leases(entries))
     else:

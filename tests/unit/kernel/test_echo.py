@@ -3,16 +3,19 @@
 import asyncio
 import os
 import time
+from collections.abc import Awaitable
 from ipaddress import IPv4Address, IPv6Address
+from typing import TypeVar
 
 import pytest
 
-from pyflannel.kernel.network.echo import _Pending, _Sender, send_echoes
+from pyflannel.kernel.network.echo import _Pending, _Sender, count_replies, send_echoes
 from pyflannel.model.probe import Echo
 from pyflannel.wire.icmp import ECHO_REPLY, UNREACHABLE, IcmpMessage
 
 HERE, PEER, ROUTER = IPv4Address("127.0.0.1"), IPv4Address("192.0.2.7"), IPv4Address("192.0.2.1")
 HERE_V6 = IPv6Address("::1")
+Answers = TypeVar("Answers")
 
 
 def taken(message_from: IPv4Address, kind: int, body: bytes | None = None) -> str:
@@ -77,3 +80,22 @@ def test_many_requests_are_answered_and_a_refused_one_is_reported() -> None:
 
 def test_an_empty_list_of_requests_returns_immediately() -> None:
     assert asyncio.run(send_echoes([], deadline_s=60.0)) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="raw sockets need root")
+def test_a_busy_process_loses_no_reply() -> None:
+    """The process cannot run its event loop for longer than all deadlines. A request that is not sent yet and
+    a reply that is not read yet are not lost.
+    """
+    here = [Echo(destination=HERE)]
+
+    async def while_busy(asked: Awaitable[Answers]) -> Answers:
+        asking = asyncio.ensure_future(asked)
+        while not asking.done():
+            await asyncio.sleep(0.01)
+            time.sleep(0.8)
+        return await asking
+
+    assert asyncio.run(while_busy(count_replies(here, 4, interval_s=0.03))) == [4]
+    (result,) = asyncio.run(while_busy(send_echoes(here, deadline_s=0.3)))
+    assert result.state == "reached"

@@ -8,7 +8,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -50,6 +50,9 @@ within which a reply must arrive."""
 _NONCE_BYTES = 16
 _BURST, _PAUSE_S = 32, 0.005
 """Number of requests that are sent without a pause, and the pause in seconds after them."""
+
+_WAITING = 4096
+"""Maximum number of packets in the buffer of a socket that are read after the deadline."""
 
 _SOL_RAW, _ICMP_FILTER = 255, 1  # linux/socket.h, linux/icmp.h
 _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 3  # linux/in.h: set DF, and do not use the cached path MTU
@@ -106,8 +109,7 @@ async def count_replies(echoes: Sequence[Echo], rounds: int, *, interval_s: floa
     """
     with _sockets_for(echoes) as sockets:
         sender = _Sender(sockets, [echo for _ in range(rounds) for echo in echoes])
-        deadline_s = rounds * interval_s + LAST_REPLY_S
-        await sender.exchange(sender.send_once(len(echoes), interval_s), deadline_s)
+        await sender.exchange_all(sender.send_once(len(echoes), interval_s))
         reached = [result.state == "reached" for result in sender.results()]
     return [sum(reached[place :: len(echoes)]) for place in range(len(echoes))]
 
@@ -193,16 +195,38 @@ class _Sender:
 
     async def exchange(self, sending: Coroutine[Any, Any, None], deadline_s: float) -> None:
         """Send, and receive until each request has a result, but at most `deadline_s` seconds."""
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(sending, name="echo requests"), *self._receivers(tasks)]
+            await self._end_at_reply(running, deadline_s)
+
+    async def exchange_all(self, sending: Coroutine[Any, Any, None]) -> None:
+        """Send all requests, also if this takes long on a busy host. Receive until each request has a result,
+        but at most `LAST_REPLY_S` seconds after the last request.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            running = self._receivers(tasks)
+            await sending
+            await self._end_at_reply(running, LAST_REPLY_S)
+
+    def _receivers(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        return [
+            tasks.create_task(self.receive(family), name=f"answers of IPv{family}")
+            for family in self._sockets
+        ]
+
+    async def _end_at_reply(self, running: Iterable[asyncio.Task[None]], deadline_s: float) -> None:
+        """Cancel these tasks when each request has a result, or after `deadline_s` seconds. Then read the
+        replies that arrived while the process was busy.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
-                async with asyncio.TaskGroup() as tasks:
-                    running = [tasks.create_task(sending, name="echo requests")]
-                    for family in self._sockets:
-                        name = f"answers of IPv{family}"
-                        running.append(tasks.create_task(self.receive(family), name=name))
-                    await self.is_answered.wait()
-                    for task in running:
-                        task.cancel()
+                await self.is_answered.wait()
+        for task in running:
+            task.cancel()
+        for family, opened in self._sockets.items():
+            with contextlib.suppress(OSError):
+                for _ in range(_WAITING):
+                    self._read(family, *opened.recvfrom(_LARGEST))
 
     async def send_once(self, count: int, interval_s: float) -> None:
         """Send the requests in rounds of `count`, each request once. A round begins each `interval_s`."""
@@ -246,13 +270,16 @@ class _Sender:
     async def receive(self, family: Family) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            packet, address = await loop.sock_recvfrom(self._sockets[family], _LARGEST)
-            if family == 4:
-                message = parse_icmp(packet)
-            else:
-                message = parse_icmpv6(packet, IPv6Address(address[0].partition("%")[0]))
-            if message is not None:
-                self._take(message, time.monotonic())
+            self._read(family, *await loop.sock_recvfrom(self._sockets[family], _LARGEST))
+
+    def _read(self, family: Family, packet: bytes, address: Any) -> None:
+        """Process a packet from the socket of this family, with its sender as the socket returns it."""
+        if family == 4:
+            message = parse_icmp(packet)
+        else:
+            message = parse_icmpv6(packet, IPv6Address(address[0].partition("%")[0]))
+        if message is not None:
+            self._take(message, time.monotonic())
 
     def _take(self, message: IcmpMessage, now: float) -> None:
         if message.is_echo_reply:
