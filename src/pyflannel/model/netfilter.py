@@ -9,6 +9,9 @@ from pyflannel.model.network_config import IpAddress
 
 TCP, UDP, ICMPV6 = 6, 17, 58
 
+TCP_FLAGS = {"fin": 0x01, "syn": 0x02, "rst": 0x04, "psh": 0x08, "ack": 0x10, "urg": 0x20}
+"""Bits of the flags of a TCP segment. Source: RFC 9293, 3.1."""
+
 Field = Literal[
     "family",
     "saddr",
@@ -17,6 +20,7 @@ Field = Literal[
     "sport",
     "dport",
     "icmp_type",
+    "tcp_flags",
     "hop_limit",
     "length",
     "iif",
@@ -24,6 +28,7 @@ Field = Literal[
     "in_bridge",
     "out_bridge",
     "state",
+    "direction",
     "status",
     "mark",
     "stype",
@@ -50,7 +55,10 @@ class Packet(Struct, frozen=True, kw_only=True):
             unknown.
         in_bridge: in the family bridge, where `iif` is a port: the bridge of the port; "" elsewhere.
         out_bridge: in the family bridge, where `oif` is a port: the bridge of the port; "" elsewhere.
+        tcp_flags: bits of `TCP_FLAGS`; None if the packet is no TCP segment, or its flags are unknown.
+        length: length of the IP packet in bytes; None if it is unknown.
         state: state of the packet in connection tracking; `invalid` before the packet was tracked.
+        is_reply: True if the packet belongs to a connection whose first packet had the other direction.
         mark: the mark; None if rules have set an unknown mark.
     """
 
@@ -60,6 +68,7 @@ class Packet(Struct, frozen=True, kw_only=True):
     source_port: int | None = None
     destination_port: int | None = None
     icmp_type: int | None = None
+    tcp_flags: int | None = None
     hop_limit: int | None = None
     length: int | None = None
     iif: str = ""
@@ -69,6 +78,7 @@ class Packet(Struct, frozen=True, kw_only=True):
     in_bridge: str = ""
     out_bridge: str = ""
     state: Literal["new", "established", "untracked", "invalid"] = "new"
+    is_reply: bool = False
     mark: int | None = 0
 
     def value(self, field: Field) -> Value | None:
@@ -88,6 +98,8 @@ class Packet(Struct, frozen=True, kw_only=True):
                 return self.destination_port
             case "icmp_type":
                 return self.icmp_type
+            case "tcp_flags":
+                return self.tcp_flags
             case "hop_limit":
                 return self.hop_limit
             case "length":
@@ -102,6 +114,8 @@ class Packet(Struct, frozen=True, kw_only=True):
                 return self.out_bridge
             case "state":
                 return self.state
+            case "direction":
+                return "reply" if self.is_reply else "original"
             case "status":
                 return None if self.state == "established" else "none"
             case "mark":
@@ -148,9 +162,14 @@ def _is_in(value: Value, one: tuple[int, int] | str) -> bool:
 
 
 class Unknown(Struct, frozen=True):
-    """A condition that pyflannel does not evaluate, as written in the rule."""
+    """A condition that pyflannel does not evaluate, as written in the rule.
+
+    Attributes:
+        is_random: True if a part of the packets meets the condition, regardless of their content.
+    """
 
     text: str = ""
+    is_random: bool = False
 
     def holds(self, packet: Packet) -> None:
         """Return None, because it is unknown whether the packet matches."""
@@ -245,15 +264,16 @@ class Judgement(Struct, frozen=True, kw_only=True):
     """The verdict of the rules on a packet.
 
     Attributes:
-        kind: `expire` if a rule lets the packet expire at the next router; `unknown` if the verdict depends
-            on a condition that pyflannel does not evaluate.
+        kind: `expire` if a rule lets the packet expire at the next router; `sample` if a rule drops a random
+            part of such packets; `unknown` if the verdict depends on a condition that pyflannel does not
+            evaluate.
         chain: the base chain that drops, or may drop, the packet.
         rule: the rule that drops, or may drop, the packet; None if the policy drops it.
         translation: the rule that changes the source of the packet, with its base chain.
         redirection: the rule that changes the destination of the packet, with its base chain.
     """
 
-    kind: Literal["accept", "drop", "reject", "expire", "unknown"]
+    kind: Literal["accept", "drop", "reject", "expire", "sample", "unknown"]
     chain: BaseChain | None = None
     rule: Rule | None = None
     translation: tuple[BaseChain, Rule] | None = None

@@ -105,7 +105,10 @@ def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
         if run.expired is not None and "forward" in hooks:
             return Judgement(kind="expire", chain=chain, rule=run.expired)
         doubtful = dropping or [one for one in run.ends if one.kind == "unknown"]
-        if doubtful and doubt is None:
+        sampling = next((one for one in dropping if one.is_sample), None)
+        if sampling is not None and (doubt is None or doubt.kind == "unknown"):
+            doubt = Judgement(kind="sample", chain=chain, rule=sampling.rule)
+        elif doubtful and doubt is None:
             doubt = Judgement(kind="unknown", chain=chain, rule=doubtful[0].rule)
         for end in run.ends:
             if end.kind == "translate" and end.rule is not None:
@@ -132,10 +135,16 @@ def _in_order(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Iterat
 
 
 class _End(Struct, frozen=True):
-    """A possible verdict of a base chain on a packet; `rule` is None for the policy."""
+    """A possible verdict of a base chain on a packet.
+
+    Attributes:
+        rule: None for the policy.
+        is_sample: True if the rule certainly has this verdict on a random part of such packets.
+    """
 
     kind: str
     rule: Rule | None
+    is_sample: bool = False
 
 
 class _Run(Struct):
@@ -179,18 +188,22 @@ class _Run(Struct):
             applies = _holds(rule, self.packet)
             if applies is False:
                 continue
-            has_left, has_ended = self._act(rule, depth, is_certain=is_certain and applies is True)
+            is_sample = is_certain and applies is None and _is_sample(rule, self.packet)
+            has_left, has_ended = self._act(
+                rule, depth, is_certain=is_certain and applies is True, is_sample=is_sample
+            )
             if applies and has_left:
                 return has_ended and not may_return
             may_return = may_return or (has_left and not has_ended)
         return False
 
-    def _act(self, rule: Rule, depth: int, *, is_certain: bool) -> tuple[bool, bool]:
+    def _act(self, rule: Rule, depth: int, *, is_certain: bool, is_sample: bool) -> tuple[bool, bool]:
         """Apply a rule; return whether the packet leaves the chain, and whether it ends in the base chain."""
         action = rule.action
         match action.kind:
             case "accept" | "drop" | "reject" | "translate" | "unknown" | "queue":
-                self.ends.append(_End("unknown" if action.kind == "queue" else action.kind, rule))
+                kind = "unknown" if action.kind == "queue" else action.kind
+                self.ends.append(_End(kind, rule, is_sample))
                 return True, True
             case "return":
                 return True, False
@@ -223,6 +236,13 @@ def _holds(rule: Rule, packet: Packet) -> bool | None:
     if False in results:
         return False
     return None if None in results else True
+
+
+def _is_sample(rule: Rule, packet: Packet) -> bool:
+    """Return whether a rule applies to a random part of such packets."""
+    return all(
+        one.is_random if isinstance(one, Unknown) else one.holds(packet) is True for one in rule.matches
+    )
 
 
 def why(rule: Rule, packet: Packet) -> str:

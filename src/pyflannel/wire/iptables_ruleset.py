@@ -10,7 +10,7 @@ from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from typing import Literal
 
-from pyflannel.model.netfilter import Action, BaseChain, Field, Hook, Match, Rule, Ruleset, Unknown
+from pyflannel.model.netfilter import TCP_FLAGS, Action, BaseChain, Field, Hook, Match, Rule, Ruleset, Unknown
 from pyflannel.wire.iptables import SavedChain, SavedTables, rule_words
 
 PROTOCOLS: Mapping[str, int] = {
@@ -170,11 +170,20 @@ def _matches(words: Sequence[str]) -> Iterator[Match | Unknown]:
             is_negated = False
             yield Match("protocol", ())
             continue
+        if option == "-f":  # no packet that is evaluated is a second fragment
+            yield Match("protocol", (), is_negated)
+            is_negated = False
+            continue
+        if option == "--mode":
+            yield Unknown(" ".join([option, *_statistic(rest)]), is_random=True)
+            continue
         parser = _PARSERS.get(option)
         if parser is None or not rest:
             yield Unknown(" ".join([*(["!"] if is_negated else []), option, *rest]))
             return
         text = rest.popleft()
+        if option == "--tcp-flags" and rest:
+            text = f"{text} {rest.popleft()}"
         try:
             found = parser(text)
         except ValueError:
@@ -184,6 +193,16 @@ def _matches(words: Sequence[str]) -> Iterator[Match | Unknown]:
             field, values, mask = found
             yield Match(field, values, is_negated, mask)
         is_negated = False
+
+
+_OF_STATISTIC = frozenset({"--probability", "--every", "--packet"})
+
+
+def _statistic(words: deque[str]) -> Iterator[str]:
+    """Remove and yield the words of the match `statistic` after `--mode`."""
+    yield words.popleft() if words else ""
+    while len(words) > 1 and words[words[0] == "!"] in _OF_STATISTIC:
+        yield from [words.popleft() for _ in range(min(len(words), 2 + (words[0] == "!")))]
 
 
 def _skip(words: deque[str]) -> None:
@@ -255,6 +274,25 @@ def _icmp(text: str) -> tuple[Field, _Values, None] | None:
     return None if text in ("any", "255") else ("icmp_type", ((int(text), int(text)),), None)
 
 
+def _tcp_flags(text: str) -> tuple[Field, _Values, int]:
+    """Parse the flags that are compared, and the flags among them that are set."""
+    compared, is_set = map(_flags, text.split(" "))
+    return "tcp_flags", ((is_set, is_set),), compared
+
+
+def _flags(text: str) -> int:
+    if text in ("ALL", "NONE"):
+        return sum(TCP_FLAGS.values()) if text == "ALL" else 0
+    names = text.lower().split(",")
+    if unknown := set(names) - TCP_FLAGS.keys():
+        raise ValueError(unknown)
+    return sum(TCP_FLAGS[name] for name in set(names))
+
+
+def _length(text: str) -> tuple[Field, _Values, None]:
+    return "length", (_port_range(text),), None
+
+
 def _hop_limit(text: str) -> tuple[Field, _Values, None]:
     return "hop_limit", ((int(text), int(text)),), None
 
@@ -279,5 +317,8 @@ _PARSERS: Mapping[str, _Parser] = {
     "--mark": _mark_match,
     "--icmp-type": _icmp,
     "--icmpv6-type": _icmp,
+    "--tcp-flags": _tcp_flags,
+    "--length": _length,
+    "--ctdir": _words("direction"),
     "--hl-eq": _hop_limit,
 }

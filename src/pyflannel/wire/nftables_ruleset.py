@@ -7,15 +7,17 @@ table`.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from ipaddress import ip_address, ip_network
 from itertools import product
+from operator import or_
 from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec import Struct
 
 from pyflannel.errors import WireError
-from pyflannel.model.netfilter import Action, BaseChain, Field, Hook, Match, Rule, Ruleset, Unknown
+from pyflannel.model.netfilter import TCP_FLAGS, Action, BaseChain, Field, Hook, Match, Rule, Ruleset, Unknown
 from pyflannel.wire.iptables_ruleset import PROTOCOLS
 
 _HOOKS = frozenset(get_args(Hook))
@@ -245,7 +247,8 @@ class _Statements:
         found = _field(left)
         implied: list[Match | Unknown] = list(found.implied)
         if found.field is None:
-            return [*implied, Unknown(json.dumps(left))] if _NEVER not in implied else implied
+            unknown = Unknown(json.dumps(left), is_random="numgen" in left)
+            return [*implied, unknown] if _NEVER not in implied else implied
         if operator in ("<", ">", "<=", ">=") and isinstance(right, int):
             low, high = {
                 "<": (0, right - 1),
@@ -254,22 +257,29 @@ class _Statements:
                 ">=": (right, _FULL_MASK),
             }[operator]
             return [*implied, Match(found.field, ((low, high),), False, found.mask)]
+        if found.field == "tcp_flags" and operator in ("in", "!"):  # any flag is set, or none
+            try:
+                return [*implied, Match(found.field, ((0, 0),), operator == "in", _flags(right))]
+            except (ValueError, KeyError):
+                return [*implied, Unknown(json.dumps(right))]
         if operator not in ("==", "!=", "in"):
             return [*implied, Unknown(operator)]
         try:
-            values = tuple(_value(one, found.field, found.names) for one in self._members(right))
+            values = tuple(_value(one, found.field, found.names) for one in self._members(right, found.field))
         except (ValueError, KeyError):
             return [*implied, Unknown(json.dumps(right))]
         return [*implied, Match(found.field, values, operator == "!=", found.mask)]
 
-    def _members(self, right: Any) -> list[Any]:
-        """Return the members of a set, a named set or a list of flags, or the single value."""
+    def _members(self, right: Any, field: Field | None = None) -> list[Any]:
+        """Return the members of a set, a named set or a list of flags, or the single value. A list of flags
+        of TCP is a single value.
+        """
         match right:
             case {"set": [*members]}:
                 found = members
             case {"set": member}:
                 found = [member]
-            case [*members]:
+            case [*members] if field != "tcp_flags":
                 found = members
             case str(name) if name.startswith("@"):
                 found = list(self._named[name[1:]])
@@ -404,6 +414,10 @@ def _field(left: Any) -> _Field:
             return _Field("icmp_type", (_is("protocol", PROTOCOLS["icmp"]),), names=_ICMP_TYPES)
         case {"payload": {"protocol": "icmpv6", "field": "type"}}:
             return _Field("icmp_type", (_is("protocol", PROTOCOLS["icmpv6"]),), names=_ICMPV6_TYPES)
+        case {"payload": {"protocol": "tcp", "field": "flags"}}:
+            return _Field("tcp_flags", (_is("protocol", PROTOCOLS["tcp"]),))
+        case {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, mask]}:
+            return _Field("tcp_flags", (_is("protocol", PROTOCOLS["tcp"]),), _flags(mask))
         case {"payload": {"protocol": str(protocol), "field": str(name)}} if protocol in PROTOCOLS:
             implied = (_is("protocol", PROTOCOLS[protocol]),)
             match name:
@@ -429,6 +443,8 @@ def _field(left: Any) -> _Field:
             return _Field("family")
         case {"ct": {"key": "state"}}:
             return _Field("state")
+        case {"ct": {"key": "direction"}}:
+            return _Field("direction")
         case {"ct": {"key": "status"}}:
             return _Field("status")
         case {"fib": {"result": "type", "flags": "daddr" | ["daddr"]}}:
@@ -448,6 +464,9 @@ def _value(right: Any, field: Field, names: Mapping[str, int]) -> tuple[int, int
         ValueError, KeyError: the value cannot be compared with the field.
     """
     match right, field:
+        case _, "tcp_flags":
+            flags = _flags(right)
+            return flags, flags
         case {"range": [low, high]}, _:
             return _number(low, field, names), _number(high, field, names)
         case {"prefix": {"addr": str(address), "len": int(length)}}, _:
@@ -458,12 +477,38 @@ def _value(right: Any, field: Field, names: Mapping[str, int]) -> tuple[int, int
         case "ip6" | 0x86DD, "family":  # ETH_P_IPV6
             return "ipv6"
         case str(text), (
-            "iif" | "oif" | "in_bridge" | "out_bridge" | "state" | "status" | "stype" | "dtype" | "family"
+            "iif"
+            | "oif"
+            | "in_bridge"
+            | "out_bridge"
+            | "state"
+            | "direction"
+            | "status"
+            | "stype"
+            | "dtype"
+            | "family"
         ):
             return text
         case _:
             number = _number(right, field, names)
             return number, number
+
+
+def _flags(value: Any) -> int:
+    """Return the bits of flags of TCP: a number, a name, or several of them.
+
+    Raises:
+        ValueError, KeyError: the value contains another expression.
+    """
+    match value:
+        case int():
+            return value
+        case str():
+            return TCP_FLAGS[value]
+        case [*parts] | {"|": [*parts]}:
+            return reduce(or_, map(_flags, parts), 0)
+        case _:
+            raise ValueError(value)
 
 
 def _number(value: Any, field: Field, names: Mapping[str, int]) -> int:

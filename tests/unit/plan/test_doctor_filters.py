@@ -78,7 +78,8 @@ def test_each_chain_that_drops_the_same_packets_is_named() -> None:
             iptables(":INPUT ACCEPT", "-A INPUT -m set --match-set bad src -j DROP"),
             "rules-unknown",
             "iptables rule in filter INPUT: -m set --match-set bad src -j DROP (--match-set bad src)",
-            "flannelctl ping CONTAINER-ADDRESS  # run it on another host: shows whether packets arrive",
+            "iptables -t filter -D INPUT -m set --match-set bad src -j DROP  # if nothing needs the rules;"
+            " 'flannelctl ping CONTAINER-ADDRESS' on 10.0.0.2 shows whether packets arrive",
         ),
     ],
 )
@@ -357,5 +358,68 @@ def test_the_command_for_unknown_rules_names_a_container() -> None:
         if one.code == "rules-unknown"
     ]
 
-    assert unknown[0].fix.startswith("flannelctl ping CONTAINER-ADDRESS")
-    assert known[0].fix.startswith("flannelctl ping 10.100.15.9")
+    assert "'flannelctl ping CONTAINER-ADDRESS' on 10.0.0.2" in unknown[0].fix
+    assert "'flannelctl ping 10.100.15.9' on 10.0.0.2" in known[0].fix
+
+
+NETWORK = "10.100.0.0/16"
+
+
+@pytest.mark.parametrize(
+    ("rule", "effect"),
+    [
+        ("-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j DROP", f"drops new TCP connections of {NETWORK}"),
+        ("-p udp -j REJECT", f"rejects UDP packets and replies to UDP packets of {NETWORK}"),
+        ("-p icmp -m icmp --icmp-type 0 -j DROP", f"drops replies to pings of {NETWORK}"),
+        (
+            "-m conntrack --ctstate ESTABLISHED -j DROP",
+            f"drops replies to new TCP connections, TCP data of clients, TCP data of servers, replies to UDP"
+            f" packets and replies to pings of {NETWORK}",
+        ),
+        (
+            "-m length --length 1000:1500 -j DROP",
+            f"drops TCP data of clients, TCP data of servers and replies to UDP packets of {NETWORK}",
+        ),
+        ("-d 10.100.0.0/16 -j DROP", f"drops packets of {NETWORK}"),
+        (
+            "-p tcp -m statistic --mode random --probability 0.2 -m tcp --dport 20000:30000 -j DROP",
+            f"drops a random part of new TCP connections and TCP data of clients of {NETWORK}",
+        ),
+    ],
+)
+def test_the_kinds_of_packets_that_a_rule_drops_are_named(rule: str, effect: str) -> None:
+    one = found(replace(HEALTHY, ruleset=iptables(":FORWARD ACCEPT", f"-A FORWARD {rule}")))
+
+    text = "iptables chain FORWARD in filter " + effect
+    assert one.code == "forward-dropped"
+    assert one.cause.removesuffix(", even if another chain accepts them") == text
+    assert one.severity == ("warning" if "pings" in effect and "TCP" not in effect else "error")
+
+
+def test_a_rule_against_large_tunnel_packets_is_named() -> None:
+    rule = "-A INPUT -p udp -m length --length 1000:1500 -j DROP"
+
+    one = found(replace(HEALTHY, ruleset=iptables(":INPUT ACCEPT", rule)))
+
+    assert one.code == "tunnel-dropped"
+    assert one.cause == (
+        "iptables chain INPUT in filter drops large tunnel packets of peers to UDP port 8472"
+    )
+
+
+def test_a_rule_against_one_of_several_peers_is_named_with_its_kinds() -> None:
+    """The first peers are not concerned."""
+    membership = HEALTHY.membership
+    peers = {IPv4Network(f"10.100.{n}.0/24"): IPv4Address(f"10.0.0.{n}") for n in range(30, 36)}
+    rule = "-A FORWARD -s 10.100.35.0/24 -j DROP"
+    seen = replace(
+        HEALTHY, ruleset=iptables(":FORWARD ACCEPT", rule), membership=replace(membership, peers=peers)
+    )
+
+    assert f"drops packets of {NETWORK}" in found(seen).cause
+
+
+def test_a_random_verdict_behind_an_unknown_condition_is_unknown() -> None:
+    rule = "-A FORWARD -m set --match-set bad src -m statistic --mode random --probability 0.5 -j DROP"
+
+    assert found(replace(HEALTHY, ruleset=iptables(":FORWARD ACCEPT", rule))).code == "rules-unknown"

@@ -4,7 +4,7 @@ packets of the overlay.
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Literal
 
@@ -12,12 +12,15 @@ from pyflannel.model.netfilter import BaseChain, Judgement, Rule, Ruleset
 from pyflannel.model.network_config import IpAddress
 from pyflannel.model.status import Finding, Severity
 from pyflannel.plan.doctor.flows import (
+    ALL_NEW,
     OF_PROBES,
+    ONLY_PINGS,
     PORT_CODE,
     TUNNEL_PACKETS,
     Flow,
     container_flows,
     every_neighbour_flow,
+    kinds_of,
     port_flows,
     probe_flows,
     tunnel_flows,
@@ -35,20 +38,40 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
     """
     if not seen.ruleset:
         return
-    for flow in (
-        *tunnel_flows(seen),
-        *container_flows(seen),
-        *every_neighbour_flow(seen),
-        *probe_flows(seen),
-        *port_flows(seen),
-    ):
-        left: Ruleset = seen.ruleset
-        for _ in range(_DROPS):
-            judgement = judge(flow.packet, left, flow.hooks)
-            yield flow, judgement
-            if judgement.kind not in ("drop", "reject", "expire"):
-                break
-            left = tuple(chain for chain in left if chain is not judgement.chain)
+    backend, underlay = seen.status.backend, seen.status.underlay
+    yield from _of_kinds(tunnel_flows(seen), seen.ruleset, None if underlay is None else underlay.mtu)
+    yield from _of_kinds(container_flows(seen), seen.ruleset, None if backend is None else backend.mtu)
+    for flow in (*every_neighbour_flow(seen), *probe_flows(seen), *port_flows(seen)):
+        yield from _judged(flow, seen.ruleset)
+
+
+_WITH_KINDS = 2
+"""Number of flows for whose kinds the rules are always evaluated: one in each direction."""
+
+
+def _of_kinds(flows: Iterable[Flow], ruleset: Ruleset, mtu: int | None) -> Iterator[tuple[Flow, Judgement]]:
+    """Yield the judgements on flows. For the first flows, and for the first flow that a rule drops, also
+    yield the judgements on their kinds of packets.
+    """
+    explained: set[tuple[str, Rule | None]] = set()
+    for number, flow in enumerate(flows):
+        found = list(_judged(flow, ruleset))
+        dropped = {(one.chain.place, one.rule) for _, one in found if one.chain is not None}
+        yield from found
+        if flow.hooks and (number < _WITH_KINDS or dropped - explained):
+            for kind in kinds_of(flow, mtu):
+                yield from _judged(kind, ruleset)
+        explained |= dropped
+
+
+def _judged(flow: Flow, ruleset: Ruleset) -> Iterator[tuple[Flow, Judgement]]:
+    left = ruleset
+    for _ in range(_DROPS):
+        judgement = judge(flow.packet, left, flow.hooks)
+        yield flow, judgement
+        if judgement.kind not in ("drop", "reject", "expire", "sample"):
+            break
+        left = tuple(chain for chain in left if chain is not judgement.chain)
 
 
 _Rules = dict[str, tuple[BaseChain, Rule]]
@@ -57,9 +80,9 @@ _Rules = dict[str, tuple[BaseChain, Rule]]
 
 def _filters(seen: Observed) -> Iterator[Finding]:
     """Yield the chains that drop packets of the overlay, and rules whose effect is unknown."""
-    dropped: dict[tuple[str, str], Finding] = {}
+    dropped: dict[tuple[str, str], _Dropped] = {}
     named: set[tuple[str, Rule | None]] = set()
-    unknown: dict[str, str] = {}
+    unknown: dict[str, tuple[BaseChain, Rule | None, str]] = {}
     changes: _Rules = {}
     spoofs: _Rules = {}
     diversions: _Rules = {}
@@ -80,14 +103,18 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         if chain is None or _is_of_docker(rule, seen) or flow.code == PORT_CODE:
             continue
         text = listed(chain, rule, flow)
-        if flow.code in OF_PROBES and (judgement.kind == "unknown" or (chain.place, rule) in named):
+        is_unknown = judgement.kind == "unknown"
+        if flow.code in OF_PROBES and (is_unknown or (chain.place, rule) in named):
             continue
-        if judgement.kind == "unknown":
-            unknown[text] = "" if rule is None else why(rule, flow.packet)
-        elif (flow.code, text) not in dropped:
-            dropped[flow.code, text] = dropped_by(chain, rule, flow, judgement.kind)
+        if is_unknown and flow.kind in ONLY_PINGS:  # for example, a port without a protocol
+            continue
+        if is_unknown:
+            unknown[text] = chain, rule, "" if rule is None else why(rule, flow.packet)
+        else:
+            found = dropped.setdefault((flow.code, text), _Dropped(chain, rule, flow, judgement.kind))
+            found.kinds.setdefault(flow.kind)
             named.add((chain.place, rule))
-    yield from dropped.values()
+    yield from (dropped_by(one.chain, one.rule, one.flow(), one.kind) for one in dropped.values())
     yield from redirected.values()
     if spoofs:
         yield _translated(
@@ -113,13 +140,52 @@ def _filters(seen: Observed) -> Iterator[Finding]:
             "destination", diversions, _BETWEEN, "if no program needs the rules, for example a proxy"
         )
     if unknown:
-        yield Finding(
-            code="rules-unknown",
-            severity="info",
-            cause="doctor cannot evaluate these filter rules, which may drop packets of the overlay",
-            evidence=some([f"{text} ({reason})" if reason else text for text, reason in unknown.items()]),
-            fix=f"flannelctl ping {_example(seen)}  # run it on another host: shows whether packets arrive",
-        )
+        yield _unknown(unknown, seen)
+
+
+class _Dropped:
+    """A rule or a policy that drops packets; the first flow for which it was found, and the kinds of packets
+    that it drops.
+    """
+
+    def __init__(self, chain: BaseChain, rule: Rule | None, flow: Flow, kind: str) -> None:
+        self.chain, self.rule, self.kind = chain, rule, kind
+        self.kinds: dict[str, None] = {}
+        self._flow = flow
+
+    def flow(self) -> Flow:
+        """Return the flow, with the noun of the kinds that are dropped."""
+        flow, kinds = self._flow, [one for one in self.kinds if one]
+        if flow.code != "forward-dropped" or not kinds or {*kinds} >= ALL_NEW:
+            return flow
+        severity: Severity = "warning" if {*kinds} <= ONLY_PINGS else flow.severity
+        noun = f"{', '.join(kinds[:-1])} and {kinds[-1]}" if kinds[1:] else kinds[0]
+        return flow._replace(noun=f"{noun} of {flow.accepted}", severity=severity)
+
+
+def _unknown(rules: Mapping[str, tuple[BaseChain, Rule | None, str]], seen: Observed) -> Finding:
+    """Return the finding about rules whose effect is unknown.
+
+    `rules`: chain, rule and the condition that cannot be evaluated, by the text of the rule.
+    """
+    removals = [
+        removal_of(chain, rule)
+        for chain, rule, _ in rules.values()
+        if rule is not None and rule.action.kind in ("drop", "reject")
+    ]
+    host = next(iter(seen.membership.peers.values()), "another host")
+    ping = f"flannelctl ping {_example(seen)}"
+    fix = f"{ping}  # run it on {host}: shows whether packets arrive"
+    if removals:
+        commands = "; ".join([*dict.fromkeys(removals)][:NAMED])
+        fix = f"{commands}  # if nothing needs the rules; '{ping}' on {host} shows whether packets arrive"
+    return Finding(
+        code="rules-unknown",
+        severity="info",
+        cause="doctor cannot evaluate these filter rules, which may drop packets of the overlay",
+        evidence=some([f"{text} ({reason})" if reason else text for text, (_, _, reason) in rules.items()]),
+        fix=fix,
+    )
 
 
 _BETWEEN = "of packets between containers of different hosts"
@@ -163,6 +229,8 @@ def dropped_by(chain: BaseChain, rule: Rule | None, flow: Flow, kind: str) -> Fi
     effect = f"{'rejects' if kind == 'reject' else 'drops'} {flow.noun}{other}"
     if kind == "expire":
         effect = f"sets the TTL of {flow.noun} so low that the next router drops them"
+    elif kind == "sample":
+        effect = f"drops a random part of {flow.noun}"
     return Finding(
         code=flow.code,
         severity=flow.severity,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from pyflannel.model.netfilter import ICMPV6, TCP, UDP, Hook, Match, Packet
+from pyflannel.model.netfilter import ICMPV6, TCP, TCP_FLAGS, UDP, Hook, Match, Packet
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.status import Severity
 from pyflannel.plan.doctor.observed import Observed
@@ -22,6 +22,12 @@ _MOST_EVALUATED = 30_000
 _FLOWS_OF_PEER = 4
 
 _ANY_PORT, _SERVICE = 40000, 29123
+
+_SMALL, _LARGE = 100, 1500
+"""Lengths of packets in bytes. _LARGE is used if the MTU is unknown."""
+
+_SYN = TCP_FLAGS["syn"]
+_SYN_ACK, _PSH_ACK = _SYN | TCP_FLAGS["ack"], TCP_FLAGS["psh"] | TCP_FLAGS["ack"]
 
 _NO_BRIDGE, _NO_PORT = "docker0", "veth0"
 """Names of the bridge and of the port that the first container will have, used while none exists."""
@@ -49,6 +55,8 @@ class Flow(NamedTuple):
     firewalld: str
     ufw: str
     severity: Severity = "error"
+    kind: str = ""
+    """The kind of packets, if rules may drop single kinds of the flow; "" for packets that represent all."""
 
 
 def tunnel_flow(packet: Packet, port: int, hooks: tuple[Hook, ...], *, severity: Severity = "error") -> Flow:
@@ -97,11 +105,12 @@ def tunnel_packet(
     in_port: str = "",
     out_port: str = "",
 ) -> Packet:
-    """Return the outer packet of a tunnel; vxlan computes the source port from the inner packet."""
+    """Return a small outer packet of a tunnel; vxlan computes the source port from the inner packet."""
     return Packet(
         source=source,
         destination=destination,
         protocol=UDP,
+        length=_SMALL,
         source_port=_ANY_PORT if backend == "vxlan" else port,
         destination_port=port,
         iif=iif,
@@ -125,12 +134,65 @@ def container_packet(
         source=source,
         destination=destination,
         protocol=TCP,
+        tcp_flags=_SYN,
+        length=_SMALL,
         source_port=_ANY_PORT,
         destination_port=_SERVICE,
         iif=iif,
         oif=oif,
         in_port=in_port,
         out_port=out_port,
+    )
+
+
+_ICMP: Mapping[Family, tuple[int, int, int]] = {4: (1, 8, 0), 6: (ICMPV6, 128, 129)}
+"""The protocol and the types of an ICMP echo request and its reply, by family. Source: RFC 792, RFC 4443."""
+
+NEW_TCP, NEW_UDP, PINGS = "new TCP connections", "UDP packets", "pings"
+PING_REPLIES = "replies to pings"
+
+ALL_NEW = frozenset({NEW_TCP, NEW_UDP, PINGS})
+"""Kinds of packets between containers. A rule that drops all of them lets no container communicate."""
+
+ONLY_PINGS = frozenset({PINGS, PING_REPLIES})
+
+
+def kinds_of(flow: Flow, mtu: int | None) -> Iterator[Flow]:
+    """Yield the kinds of packets of a flow in the tunnel, or between containers.
+
+    `mtu`: MTU of the device by which the packets leave.
+    """
+    packet, large = flow.packet, mtu or _LARGE
+    if flow.code != "forward-dropped":
+        yield flow._replace(kind="large", noun=f"large {flow.noun}", packet=replace(packet, length=large))
+        return
+    kinds: list[tuple[str, Packet]] = [
+        (NEW_TCP, packet),
+        ("replies to new TCP connections", as_reply(packet)),
+        (
+            "TCP data of clients",
+            replace(packet, tcp_flags=_PSH_ACK, length=large, state="established"),
+        ),
+        ("TCP data of servers", replace(as_reply(packet), tcp_flags=_PSH_ACK, length=large)),
+    ]
+    datagram = replace(packet, protocol=UDP, tcp_flags=None)
+    kinds += [(NEW_UDP, datagram), ("replies to UDP packets", replace(as_reply(datagram), length=large))]
+    protocol, request, reply = _ICMP[packet.source.version]
+    ping = replace(datagram, protocol=protocol, icmp_type=request, source_port=None, destination_port=None)
+    kinds += [(PINGS, ping), (PING_REPLIES, replace(as_reply(ping), icmp_type=reply))]
+    for kind, one in kinds:
+        yield flow._replace(kind=kind, noun=f"{kind} of {flow.accepted}", packet=one)
+
+
+def as_reply(packet: Packet) -> Packet:
+    """Return the first reply to a connection that the destination of the packet has opened."""
+    return replace(
+        packet,
+        source_port=packet.destination_port,
+        destination_port=packet.source_port,
+        tcp_flags=_SYN_ACK if packet.protocol == TCP else None,
+        state="established",
+        is_reply=True,
     )
 
 
@@ -300,9 +362,6 @@ def port_flows(seen: Observed) -> Iterator[Flow]:
         packet = replace(usual.packet, protocol=protocol, destination_port=port)
         yield usual._replace(code=PORT_CODE, packet=packet)
 
-
-_ICMP: Mapping[Family, tuple[int, int, int]] = {4: (1, 8, 0), 6: (ICMPV6, 128, 129)}
-"""The protocol and the types of an ICMP echo request and its reply, by family. Source: RFC 792, RFC 4443."""
 
 _REQUESTS, _REPLIES = "echo-ignored", "probe-dropped"
 

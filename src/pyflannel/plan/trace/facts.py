@@ -5,7 +5,6 @@ from ipaddress import ip_network
 from shlex import quote
 
 from msgspec import Struct, field
-from msgspec.structs import replace
 
 from pyflannel.model.fast_path import BpfPeer, BpfProgram, Role
 from pyflannel.model.forwarder import Forwarder, ForwarderPeer
@@ -17,7 +16,7 @@ from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import PingReport, TraceStep, TraceStepName
 from pyflannel.model.route import FdbEntry, RouteAnswer, Way
 from pyflannel.model.wireguard import WireguardPeer
-from pyflannel.plan.doctor.flows import Flow, container_packet, overlay_flow
+from pyflannel.plan.doctor.flows import Flow, as_reply, container_packet, overlay_flow
 from pyflannel.plan.doctor.observed import ContainerNamespace
 from pyflannel.plan.netfilter import IN, OUT, THROUGH
 
@@ -184,7 +183,7 @@ class Leg(Struct, frozen=True, kw_only=True):
             out_port=facts.port_to(oif, self.destination),
         )
         if self.is_way_back:
-            packet = replace(packet, state="established")
+            packet = as_reply(packet)
         hooks = THROUGH if iif and oif else IN if iif else OUT
         return overlay_flow(packet, facts.network or ip_network(self.destination), hooks)
 

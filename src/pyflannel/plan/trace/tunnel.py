@@ -43,7 +43,7 @@ def rules(facts: Facts, flow: Flow) -> Iterator[TraceStep]:
     place = f"hooks {', '.join(flow.hooks)}" + (
         f", and those of the bridge at {', '.join(ports)}" if ports else ""
     )
-    if judged.chain is not None and judged.kind in ("drop", "reject", "expire"):
+    if judged.chain is not None and judged.kind in ("drop", "reject", "expire", "sample"):
         finding = dropped_by(judged.chain, judged.rule, flow, judged.kind)
         yield fails("rule", listed(judged.chain, judged.rule, flow), finding.cause, finding.fix)
     elif judged.chain is not None:
