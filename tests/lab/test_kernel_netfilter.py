@@ -107,6 +107,7 @@ class Wire:
             oif="" if is_incoming else self.link,
             in_port=self.port if is_incoming else "",
             out_port="" if is_incoming else self.port,
+            back_link=self.link if is_incoming else None,
         )
 
     def judged(self, *, is_incoming: bool, source_port: int) -> Judgement:
@@ -166,7 +167,16 @@ def in_family(condition: str, family: Family) -> str:
     return condition.replace("OTHER daddr !=", other.format("daddr !="))
 
 
-def nft_condition(draw: random.Random, is_incoming: bool, family: Family) -> str:
+_ROUTES_BACK = [
+    "fib saddr . iif oif missing",
+    "fib saddr . iif oif exists",
+    "fib saddr . mark oif 0",
+    'fib saddr oifname != "eth0"',
+    'fib saddr . iif oifname "eth0"',
+]
+
+
+def nft_condition(draw: random.Random, is_incoming: bool, family: Family, hook: str) -> str:
     source, destination = ends_of(family, is_incoming)
     name = "iifname" if is_incoming else "oifname"
     condition = draw.choice(
@@ -207,6 +217,7 @@ def nft_condition(draw: random.Random, is_incoming: bool, family: Family) -> str
             "counter",
             "ct status dnat",
             "limit rate 1000/second",
+            *(_ROUTES_BACK if is_incoming and hook == "prerouting" else []),
         ]
     )
     return in_family(condition, family)
@@ -232,7 +243,7 @@ def nft_rules(draw: random.Random, is_incoming: bool, family: Family) -> str:
         lines = [
             " ".join(
                 [
-                    *(nft_condition(draw, is_incoming, family) for _ in range(draw.randint(1, 2))),
+                    *(nft_condition(draw, is_incoming, family, hook) for _ in range(draw.randint(1, 2))),
                     nft_verdict(draw, hook, targets),
                 ]
             ).strip()

@@ -33,9 +33,13 @@ Field = Literal[
     "mark",
     "stype",
     "dtype",
+    "back_link",
+    "back_iif",
 ]
-"""A property of a packet that a rule may test. Addresses are integers; `stype` and `dtype` are the types of
-the addresses in the routing table of the host: `local`, `unicast` or `multicast`."""
+"""A property of a packet that a rule may test. Addresses are integers. `stype` and `dtype` are the types of
+the addresses in the routing table of the host: `local`, `unicast` or `multicast`. `back_link` is the link of the
+route to the source of the packet, and "" without a route. `back_iif` is the interface at which the packet
+arrived if the route uses this interface, and "" otherwise."""
 
 Value = int | str
 """The value of a field. A text may end with `*`, which means any further characters."""
@@ -57,6 +61,7 @@ class Packet(Struct, frozen=True, kw_only=True):
         out_bridge: in the family bridge, where `oif` is a port: the bridge of the port; "" elsewhere.
         tcp_flags: bits of `TCP_FLAGS`; None if the packet is no TCP segment, or its flags are unknown.
         length: length of the IP packet in bytes; None if it is unknown.
+        back_link: link of the route to the source; "" without a route, None if it is unknown.
         state: state of the packet in connection tracking; `invalid` before the packet was tracked.
         is_reply: True if the packet belongs to a connection whose first packet had the other direction.
         mark: the mark; None if rules have set an unknown mark.
@@ -77,6 +82,7 @@ class Packet(Struct, frozen=True, kw_only=True):
     out_port: str = ""
     in_bridge: str = ""
     out_bridge: str = ""
+    back_link: str | None = None
     state: Literal["new", "established", "untracked", "invalid"] = "new"
     is_reply: bool = False
     mark: int | None = 0
@@ -112,6 +118,12 @@ class Packet(Struct, frozen=True, kw_only=True):
                 return self.in_bridge
             case "out_bridge":
                 return self.out_bridge
+            case "back_link":
+                return self.back_link
+            case "back_iif":
+                if self.back_link is None:
+                    return None
+                return self.iif if self.iif == self.back_link else ""
             case "state":
                 return self.state
             case "direction":

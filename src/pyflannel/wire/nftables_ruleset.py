@@ -262,6 +262,8 @@ class _Statements:
                 return [*implied, Match(found.field, ((0, 0),), operator == "in", _flags(right))]
             except (ValueError, KeyError):
                 return [*implied, Unknown(json.dumps(right))]
+        if isinstance(right, bool):  # a route exists, or it is missing
+            return [*implied, Match(found.field, ("",), right is (operator == "=="), found.mask)]
         if operator not in ("==", "!=", "in"):
             return [*implied, Unknown(operator)]
         try:
@@ -451,6 +453,11 @@ def _field(left: Any) -> _Field:
             return _Field("dtype")
         case {"fib": {"result": "type", "flags": "saddr" | ["saddr"]}}:
             return _Field("stype")
+        case {"fib": {"result": "oif" | "oifname", "flags": str(flag)}}:
+            return _Field("back_link" if flag == "saddr" else None)
+        case {"fib": {"result": "oif" | "oifname", "flags": [*flags]}} if "saddr" in flags:
+            uses_link = {"saddr", "mark", "iif"} >= {*flags}
+            return _Field(("back_iif" if "iif" in flags else "back_link") if uses_link else None)
         case {"&": [{"meta": {"key": "mark"}}, int(mask)]}:
             return _Field("mark", mask=mask)
         case _:
@@ -476,6 +483,8 @@ def _value(right: Any, field: Field, names: Mapping[str, int]) -> tuple[int, int
             return "ipv4"
         case "ip6" | 0x86DD, "family":  # ETH_P_IPV6
             return "ipv6"
+        case "0", "back_link" | "back_iif":
+            return ""
         case str(text), (
             "iif"
             | "oif"
@@ -486,6 +495,8 @@ def _value(right: Any, field: Field, names: Mapping[str, int]) -> tuple[int, int
             | "status"
             | "stype"
             | "dtype"
+            | "back_link"
+            | "back_iif"
             | "family"
         ):
             return text

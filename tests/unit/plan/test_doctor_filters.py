@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from pyflannel.model.host import Interfaces
 from pyflannel.model.netfilter import Action, BaseChain, Hook, Match, Rule, Ruleset
+from pyflannel.model.route import Route
 from pyflannel.model.status import (
     BackendStatus,
     FastPathMode,
@@ -423,3 +424,34 @@ def test_a_random_verdict_behind_an_unknown_condition_is_unknown() -> None:
     rule = "-A FORWARD -m set --match-set bad src -m statistic --mode random --probability 0.5 -j DROP"
 
     assert found(replace(HEALTHY, ruleset=iptables(":FORWARD ACCEPT", rule))).code == "rules-unknown"
+
+
+@pytest.mark.parametrize(
+    ("match", "is_named"),
+    [
+        (Match("back_link", ("eth0", "flannel.1", "docker0"), is_negated=True), False),
+        (Match("back_iif", ("",)), False),
+        (Match("back_link", ("docker0",), is_negated=True), True),
+        (Match("back_link", ("",)), False),
+    ],
+)
+def test_rules_about_the_route_to_the_source_are_evaluated(match: Match, is_named: bool) -> None:
+    routes = (
+        route("10.100.15.0/24", "docker0"),
+        route(str(THERE), "flannel.1"),
+        route("10.0.0.0/24", "eth0"),
+    )
+    rules = {"c": (Rule((match,), Action("drop"), "fib saddr …", 7),)}
+    chain = BaseChain(
+        program="nft", family="inet", table="t", name="c", hook="prerouting", priority=-300, chains=rules
+    )
+
+    seen = replace(HEALTHY, items=(*HEALTHY.items, *routes), ruleset=(chain,))
+
+    codes = [one.code for one in findings(seen)]
+    assert ("forward-dropped" in codes) is is_named
+    assert "rules-unknown" not in codes
+
+
+def route(destination: str, link: str) -> Route:
+    return Route(destination=IPv4Network(destination), link=link)

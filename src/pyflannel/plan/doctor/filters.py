@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import Literal
 
+from msgspec.structs import replace
+
 from pyflannel.model.netfilter import BaseChain, Judgement, Rule, Ruleset
 from pyflannel.model.network_config import IpAddress
 from pyflannel.model.status import Finding, Severity
@@ -25,7 +27,7 @@ from pyflannel.plan.doctor.flows import (
     probe_flows,
     tunnel_flows,
 )
-from pyflannel.plan.doctor.observed import NAMED, Observed, some
+from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, some
 from pyflannel.plan.netfilter import judge, why
 
 _DROPS = 4
@@ -39,10 +41,25 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
     if not seen.ruleset:
         return
     backend, underlay = seen.status.backend, seen.status.underlay
-    yield from _of_kinds(tunnel_flows(seen), seen.ruleset, None if underlay is None else underlay.mtu)
-    yield from _of_kinds(container_flows(seen), seen.ruleset, None if backend is None else backend.mtu)
+    tunnelled, between = (_with_routes(one(seen), seen) for one in (tunnel_flows, container_flows))
+    yield from _of_kinds(tunnelled, seen.ruleset, None if underlay is None else underlay.mtu)
+    yield from _of_kinds(between, seen.ruleset, None if backend is None else backend.mtu)
     for flow in (*every_neighbour_flow(seen), *probe_flows(seen), *port_flows(seen)):
         yield from _judged(flow, seen.ruleset)
+
+
+def _with_routes(flows: Iterable[Flow], seen: Observed) -> Iterator[Flow]:
+    """Yield the flows with the links of the routes to the sources of packets that arrive."""
+    links: dict[IpAddress, str | None] = {}
+    for flow in flows:
+        packet, source = flow.packet, flow.packet.source
+        if packet.iif:
+            if source not in links:
+                route = main_route(seen, source)
+                is_multipath = route is not None and route.kind == "multipath"
+                links[source] = None if is_multipath else "" if route is None else route.link or ""
+            packet = replace(packet, back_link=links[source])
+        yield flow._replace(packet=packet)
 
 
 _WITH_KINDS = 2
