@@ -402,9 +402,7 @@ def compare(wire: Wire, draws: int) -> None:
         arrives = wire.arrives(is_incoming=is_incoming, source_port=port)
 
         counts[judgement.kind] = counts.get(judgement.kind, 0) + 1
-        if judgement.kind == "sample":
-            assert "random" in rules, f"draw {number}: {judgement}\n{rules}"
-        elif judgement.kind == "unknown":
+        if judgement.kind in ("sample", "unknown"):
             assert "random" in rules or "limit" in rules, f"draw {number}: {judgement}\n{rules}"
         else:
             assert arrives == (judgement.kind == "accept"), f"draw {number}: {judgement}\n{rules}"

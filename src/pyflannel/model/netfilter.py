@@ -37,8 +37,8 @@ Field = Literal[
     "back_iif",
 ]
 """A property of a packet that a rule may test. Addresses are integers. `stype` and `dtype` are the types of
-the addresses in the routing table of the host: `local`, `unicast` or `multicast`. `back_link` is the link of the
-route to the source of the packet, and "" without a route. `back_iif` is the interface at which the packet
+the addresses in the routing table of the host: `local`, `unicast` or `multicast`. `back_link` is the link of
+the route to the source of the packet, and "" without a route. `back_iif` is the interface at which the packet
 arrived if the route uses this interface, and "" otherwise."""
 
 Value = int | str
@@ -177,11 +177,11 @@ class Unknown(Struct, frozen=True):
     """A condition that pyflannel does not evaluate, as written in the rule.
 
     Attributes:
-        is_random: True if a part of the packets meets the condition, regardless of their content.
+        is_partial: True if a part of all packets meets the condition, by chance or up to a rate.
     """
 
     text: str = ""
-    is_random: bool = False
+    is_partial: bool = False
 
     def holds(self, packet: Packet) -> None:
         """Return None, because it is unknown whether the packet matches."""
@@ -276,8 +276,8 @@ class Judgement(Struct, frozen=True, kw_only=True):
     """The verdict of the rules on a packet.
 
     Attributes:
-        kind: `expire` if a rule lets the packet expire at the next router; `sample` if a rule drops a random
-            part of such packets; `unknown` if the verdict depends on a condition that pyflannel does not
+        kind: `expire` if a rule lets the packet expire at the next router; `sample` if a rule drops a part of
+            such packets; `unknown` if the verdict depends on a condition that pyflannel does not
             evaluate.
         chain: the base chain that drops, or may drop, the packet.
         rule: the rule that drops, or may drop, the packet; None if the policy drops it.

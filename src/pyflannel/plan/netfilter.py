@@ -105,9 +105,9 @@ def judge(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Judgement:
         if run.expired is not None and "forward" in hooks:
             return Judgement(kind="expire", chain=chain, rule=run.expired)
         doubtful = dropping or [one for one in run.ends if one.kind == "unknown"]
-        sampling = next((one for one in dropping if one.is_sample), None)
-        if sampling is not None and (doubt is None or doubt.kind == "unknown"):
-            doubt = Judgement(kind="sample", chain=chain, rule=sampling.rule)
+        is_partial = not run.is_unknown and all(one.kind != "unknown" for one in run.ends)
+        if dropping and is_partial and (doubt is None or doubt.kind == "unknown"):
+            doubt = Judgement(kind="sample", chain=chain, rule=dropping[0].rule)
         elif doubtful and doubt is None:
             doubt = Judgement(kind="unknown", chain=chain, rule=doubtful[0].rule)
         for end in run.ends:
@@ -135,22 +135,18 @@ def _in_order(packet: Packet, ruleset: Ruleset, hooks: Sequence[Hook]) -> Iterat
 
 
 class _End(Struct, frozen=True):
-    """A possible verdict of a base chain on a packet.
-
-    Attributes:
-        rule: None for the policy.
-        is_sample: True if the rule certainly has this verdict on a random part of such packets.
-    """
+    """A possible verdict of a base chain on a packet; `rule` is None for the policy."""
 
     kind: str
     rule: Rule | None
-    is_sample: bool = False
 
 
 class _Run(Struct):
     """The evaluation of one packet in one base chain.
 
     Attributes:
+        is_unknown: True if a verdict depends on a condition that pyflannel does not evaluate. Conditions that
+            a part of all packets meets are not counted.
         expired: the rule that certainly lets the packet expire at the next router.
         seen: chains that were already evaluated for the packet, each with the information whether the packet
             ends in it. These chains are needed because chains may jump to each other.
@@ -160,6 +156,7 @@ class _Run(Struct):
     packet: Packet
     ends: list[_End] = field(default_factory=list)
     seen: dict[tuple[str, Packet], bool] = field(default_factory=dict)
+    is_unknown: bool = False
     expired: Rule | None = None
 
     def evaluate(self) -> None:
@@ -188,22 +185,20 @@ class _Run(Struct):
             applies = _holds(rule, self.packet)
             if applies is False:
                 continue
-            is_sample = is_certain and applies is None and _is_sample(rule, self.packet)
-            has_left, has_ended = self._act(
-                rule, depth, is_certain=is_certain and applies is True, is_sample=is_sample
-            )
+            if applies is None and rule.action.kind not in _WITHOUT_EFFECT:
+                self.is_unknown = self.is_unknown or not _is_partial(rule, self.packet)
+            has_left, has_ended = self._act(rule, depth, is_certain=is_certain and applies is True)
             if applies and has_left:
                 return has_ended and not may_return
             may_return = may_return or (has_left and not has_ended)
         return False
 
-    def _act(self, rule: Rule, depth: int, *, is_certain: bool, is_sample: bool) -> tuple[bool, bool]:
+    def _act(self, rule: Rule, depth: int, *, is_certain: bool) -> tuple[bool, bool]:
         """Apply a rule; return whether the packet leaves the chain, and whether it ends in the base chain."""
         action = rule.action
         match action.kind:
             case "accept" | "drop" | "reject" | "translate" | "unknown" | "queue":
-                kind = "unknown" if action.kind == "queue" else action.kind
-                self.ends.append(_End(kind, rule, is_sample))
+                self.ends.append(_End("unknown" if action.kind == "queue" else action.kind, rule))
                 return True, True
             case "return":
                 return True, False
@@ -238,10 +233,13 @@ def _holds(rule: Rule, packet: Packet) -> bool | None:
     return None if None in results else True
 
 
-def _is_sample(rule: Rule, packet: Packet) -> bool:
-    """Return whether a rule applies to a random part of such packets."""
+_WITHOUT_EFFECT = frozenset({"continue", "mark"})
+
+
+def _is_partial(rule: Rule, packet: Packet) -> bool:
+    """Return whether a rule applies to a part of all packets like this one."""
     return all(
-        one.is_random if isinstance(one, Unknown) else one.holds(packet) is True for one in rule.matches
+        one.is_partial if isinstance(one, Unknown) else one.holds(packet) is True for one in rule.matches
     )
 
 

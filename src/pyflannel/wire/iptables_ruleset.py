@@ -174,8 +174,9 @@ def _matches(words: Sequence[str]) -> Iterator[Match | Unknown]:
             yield Match("protocol", (), is_negated)
             is_negated = False
             continue
-        if option == "--mode":
-            yield Unknown(" ".join([option, *_statistic(rest)]), is_random=True)
+        if option in _PARTIAL:
+            yield Unknown(" ".join([option, *_partial(rest)]), is_partial=True)
+            is_negated = False
             continue
         parser = _PARSERS.get(option)
         if parser is None or not rest:
@@ -195,13 +196,14 @@ def _matches(words: Sequence[str]) -> Iterator[Match | Unknown]:
         is_negated = False
 
 
-_OF_STATISTIC = frozenset({"--probability", "--every", "--packet"})
+_PARTIAL = frozenset({"--mode", "--limit"})
+_OF_PARTIAL = frozenset({"--probability", "--every", "--packet", "--limit-burst"})
 
 
-def _statistic(words: deque[str]) -> Iterator[str]:
-    """Remove and yield the words of the match `statistic` after `--mode`."""
+def _partial(words: deque[str]) -> Iterator[str]:
+    """Remove and yield the words of the match `statistic` after `--mode`, or of `limit` after `--limit`."""
     yield words.popleft() if words else ""
-    while len(words) > 1 and words[words[0] == "!"] in _OF_STATISTIC:
+    while len(words) > 1 and words[words[0] == "!"] in _OF_PARTIAL:
         yield from [words.popleft() for _ in range(min(len(words), 2 + (words[0] == "!")))]
 
 

@@ -228,7 +228,8 @@ class _Statements:
         if kind == "quota" and isinstance(value, dict) and "val" in value:
             return [[] if _is_met(value) else [_NEVER]]
         if kind != "match":
-            return [[Unknown(kind if kind != "xt" else f"a match of iptables in {text!r}")]]
+            words = f"a match of iptables in {text!r}" if kind == "xt" else kind
+            return [[Unknown(words, is_partial=kind == "limit")]]
         left, right, operator = value["left"], value["right"], value["op"]
         if isinstance(left, dict) and "concat" in left and operator in ("==", "in"):
             return [self._concatenated(left["concat"], one) for one in self._members(right)] or [[_NEVER]]
@@ -247,7 +248,7 @@ class _Statements:
         found = _field(left)
         implied: list[Match | Unknown] = list(found.implied)
         if found.field is None:
-            unknown = Unknown(json.dumps(left), is_random="numgen" in left)
+            unknown = Unknown(json.dumps(left), is_partial="numgen" in left)
             return [*implied, unknown] if _NEVER not in implied else implied
         if operator in ("<", ">", "<=", ">=") and isinstance(right, int):
             low, high = {

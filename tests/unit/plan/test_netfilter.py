@@ -62,8 +62,13 @@ def iptables(*rules: str, table: str = "filter", policy: str = "ACCEPT", chain: 
         ("-A sub -j sub\n-A INPUT -j sub", "unknown"),
         ("-A INPUT -m set --match-set a src -j RETURN\n-A INPUT -j DROP", "unknown"),
         (
-            "-A sub -m limit --limit 1/s -j RETURN\n-A sub -j ACCEPT\n-A INPUT -j sub\n-A INPUT -j DROP",
+            "-A INPUT -m statistic --mode nth --every 2 --packet 0 -j NFQUEUE --queue-num 1\n"
+            "-A INPUT -j DROP",
             "unknown",
+        ),
+        (
+            "-A sub -m limit --limit 1/s -j RETURN\n-A sub -j ACCEPT\n-A INPUT -j sub\n-A INPUT -j DROP",
+            "sample",
         ),
         ("-A INPUT -m set --match-set a src -g sub\n-A INPUT -j DROP", "unknown"),
     ],
@@ -205,7 +210,7 @@ REMARK = {"xt": {"type": "match", "name": "comment"}}
         ([condition({"payload": {"protocol": "ip6", "field": "saddr"}}, "::1"), DROP], "accept"),
         ([condition({"fib": {"result": "type", "flags": ["daddr"]}}, "local"), DROP], "drop"),
         ([condition({"meta": {"key": "skuid"}}, 1000), DROP], "unknown"),
-        ([{"limit": {"rate": 5}}, DROP], "unknown"),
+        ([{"limit": {"rate": 5}}, DROP], "sample"),
         ([{"limit": {"rate": 5}}, ACCEPT], "accept"),
         (
             [{"xt": {"type": "match", "name": "comment"}}, {"xt": {"type": "target", "name": "REJECT"}}],

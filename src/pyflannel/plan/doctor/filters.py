@@ -10,24 +10,23 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from pyflannel.model.netfilter import BaseChain, Judgement, Rule, Ruleset
+from pyflannel.model.netfilter import BaseChain, Judgement, Match, Rule, Ruleset
 from pyflannel.model.network_config import IpAddress
 from pyflannel.model.status import Finding, Severity
 from pyflannel.plan.doctor.flows import (
     ALL_NEW,
     OF_PROBES,
     ONLY_PINGS,
-    PORT_CODE,
     TUNNEL_PACKETS,
     Flow,
     container_flows,
     every_neighbour_flow,
     kinds_of,
-    port_flows,
     probe_flows,
     tunnel_flows,
 )
 from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, some
+from pyflannel.plan.doctor.selected_packets import SINGLE_CODE, single_flows
 from pyflannel.plan.netfilter import judge, why
 
 _DROPS = 4
@@ -44,7 +43,7 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
     tunnelled, between = (_with_routes(one(seen), seen) for one in (tunnel_flows, container_flows))
     yield from _of_kinds(tunnelled, seen.ruleset, None if underlay is None else underlay.mtu)
     yield from _of_kinds(between, seen.ruleset, None if backend is None else backend.mtu)
-    for flow in (*every_neighbour_flow(seen), *probe_flows(seen), *port_flows(seen)):
+    for flow in (*every_neighbour_flow(seen), *probe_flows(seen), *single_flows(seen)):
         yield from _judged(flow, seen.ruleset)
 
 
@@ -103,6 +102,7 @@ def _filters(seen: Observed) -> Iterator[Finding]:
     changes: _Rules = {}
     spoofs: _Rules = {}
     diversions: _Rules = {}
+    singles: _Rules = {}
     redirected: dict[str, Finding] = {}
     for flow, judgement in _judgements(seen):
         chain, rule = judgement.chain, judgement.rule
@@ -115,9 +115,13 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         if judgement.redirection is not None and is_of_tunnel(flow):
             text = listed(*judgement.redirection)
             redirected[text] = redirected_by(*judgement.redirection, flow)
-        elif judgement.redirection is not None and flow.code in ("forward-dropped", PORT_CODE):
+        elif judgement.redirection is not None and flow.code in ("forward-dropped", SINGLE_CODE):
             diversions[listed(*judgement.redirection)] = judgement.redirection
-        if chain is None or _is_of_docker(rule, seen) or flow.code == PORT_CODE:
+        if chain is None or _is_of_docker(rule, seen):
+            continue
+        if flow.code == SINGLE_CODE:
+            if judgement.kind != "unknown" and rule is not None and (chain.place, rule) not in named:
+                singles[listed(chain, rule)] = chain, rule
             continue
         text = listed(chain, rule, flow)
         is_unknown = judgement.kind == "unknown"
@@ -130,8 +134,12 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         else:
             found = dropped.setdefault((flow.code, text), _Dropped(chain, rule, flow, judgement.kind))
             found.kinds.setdefault(flow.kind)
-            named.add((chain.place, rule))
-    yield from (dropped_by(one.chain, one.rule, one.flow(), one.kind) for one in dropped.values())
+            if flow.kind not in ONLY_PINGS:
+                named.add((chain.place, rule))
+    of_probes = {text for code, text in dropped if code in OF_PROBES}
+    for (_, text), one in dropped.items():
+        if not (text in of_probes and one.is_about_pings):
+            yield dropped_by(one.chain, one.rule, one.flow(), one.kind)
     yield from redirected.values()
     if spoofs:
         yield _translated(
@@ -156,6 +164,15 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         yield _translated(
             "destination", diversions, _BETWEEN, "if no program needs the rules, for example a proxy"
         )
+    if singles:
+        commands = [removal_of(chain, rule) for chain, rule in singles.values()]
+        yield Finding(
+            code=SINGLE_CODE,
+            severity="warning",
+            cause=f"these rules drop single packets {_BETWEEN.removeprefix('of packets ')}",
+            evidence=some(list(singles)),
+            fix=f"{'; '.join([*dict.fromkeys(commands)][:NAMED])}  # if nothing needs the rules",
+        )
     if unknown:
         yield _unknown(unknown, seen)
 
@@ -170,12 +187,17 @@ class _Dropped:
         self.kinds: dict[str, None] = {}
         self._flow = flow
 
+    @property
+    def is_about_pings(self) -> bool:
+        """True if other packets between containers pass."""
+        return bool(self.kinds) and self.kinds.keys() <= ONLY_PINGS
+
     def flow(self) -> Flow:
         """Return the flow, with the noun of the kinds that are dropped."""
         flow, kinds = self._flow, [one for one in self.kinds if one]
         if flow.code != "forward-dropped" or not kinds or {*kinds} >= ALL_NEW:
             return flow
-        severity: Severity = "warning" if {*kinds} <= ONLY_PINGS else flow.severity
+        severity: Severity = "warning" if self.is_about_pings else flow.severity
         noun = f"{', '.join(kinds[:-1])} and {kinds[-1]}" if kinds[1:] else kinds[0]
         return flow._replace(noun=f"{noun} of {flow.accepted}", severity=severity)
 
@@ -196,12 +218,29 @@ def _unknown(rules: Mapping[str, tuple[BaseChain, Rule | None, str]], seen: Obse
     if removals:
         commands = "; ".join([*dict.fromkeys(removals)][:NAMED])
         fix = f"{commands}  # if nothing needs the rules; '{ping}' on {host} shows whether packets arrive"
+    is_about_overlay = any(_names_overlay(rule, seen) for _, rule, _ in rules.values())
     return Finding(
         code="rules-unknown",
-        severity="info",
+        severity="warning" if is_about_overlay else "info",
         cause="doctor cannot evaluate these filter rules, which may drop packets of the overlay",
         evidence=some([f"{text} ({reason})" if reason else text for text, (_, _, reason) in rules.items()]),
         fix=fix,
+    )
+
+
+def _names_overlay(rule: Rule | None, seen: Observed) -> bool:
+    """Return whether a rule drops packets that it selects by addresses of the network."""
+    network = seen.membership.network
+    return (
+        rule is not None
+        and network is not None
+        and rule.action.kind in ("drop", "reject")
+        and any(
+            isinstance(value, tuple) and int(network[0]) <= value[0] and value[1] <= int(network[-1])
+            for match in rule.matches
+            if isinstance(match, Match) and match.field in ("saddr", "daddr") and not match.is_negated
+            for value in match.values
+        )
     )
 
 
@@ -247,7 +286,7 @@ def dropped_by(chain: BaseChain, rule: Rule | None, flow: Flow, kind: str) -> Fi
     if kind == "expire":
         effect = f"sets the TTL of {flow.noun} so low that the next router drops them"
     elif kind == "sample":
-        effect = f"drops a random part of {flow.noun}"
+        effect = f"drops a part of {flow.noun}"
     return Finding(
         code=flow.code,
         severity=flow.severity,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from pyflannel.model.netfilter import ICMPV6, TCP, TCP_FLAGS, UDP, Hook, Match, Packet
+from pyflannel.model.netfilter import ICMPV6, TCP, TCP_FLAGS, UDP, Hook, Packet
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.status import Severity
 from pyflannel.plan.doctor.observed import Observed
@@ -26,8 +26,8 @@ _ANY_PORT, _SERVICE = 40000, 29123
 _SMALL, _LARGE = 100, 1500
 """Lengths of packets in bytes. _LARGE is used if the MTU is unknown."""
 
-_SYN = TCP_FLAGS["syn"]
-_SYN_ACK, _PSH_ACK = _SYN | TCP_FLAGS["ack"], TCP_FLAGS["psh"] | TCP_FLAGS["ack"]
+SYN = TCP_FLAGS["syn"]
+_SYN_ACK, _PSH_ACK = SYN | TCP_FLAGS["ack"], TCP_FLAGS["psh"] | TCP_FLAGS["ack"]
 
 _NO_BRIDGE, _NO_PORT = "docker0", "veth0"
 """Names of the bridge and of the port that the first container will have, used while none exists."""
@@ -134,7 +134,7 @@ def container_packet(
         source=source,
         destination=destination,
         protocol=TCP,
-        tcp_flags=_SYN,
+        tcp_flags=SYN,
         length=_SMALL,
         source_port=_ANY_PORT,
         destination_port=_SERVICE,
@@ -332,35 +332,6 @@ def every_neighbour_flow(seen: Observed) -> Iterator[Flow]:
         gateway = next((one for one in addresses if own is not None and one in own), None)
         if gateway is not None:
             yield from neighbour_flows(gateway, gateway + 1, bridge, next(iter(ports), ""))
-
-
-PORT_CODE = "port-redirected"
-
-_MOST_PORTS = 16
-"""Maximum number of ports of translation rules for which the rules are evaluated."""
-
-
-def port_flows(seen: Observed) -> Iterator[Flow]:
-    """Yield packets of containers to the ports that rules with a translation of the destination name."""
-    usual = next(container_flows(seen), None)
-    if usual is None:
-        return
-    ports = {
-        (protocol, value[0])
-        for chain in seen.ruleset
-        if chain.is_nat
-        for rules in chain.chains.values()
-        for rule in rules
-        if rule.action.translates == "destination"
-        for match in rule.matches
-        if isinstance(match, Match) and match.field == "dport" and not match.is_negated
-        for value in match.values
-        if isinstance(value, tuple)
-        for protocol in (TCP, UDP)
-    }
-    for protocol, port in sorted(ports)[:_MOST_PORTS]:
-        packet = replace(usual.packet, protocol=protocol, destination_port=port)
-        yield usual._replace(code=PORT_CODE, packet=packet)
 
 
 _REQUESTS, _REPLIES = "echo-ignored", "probe-dropped"
