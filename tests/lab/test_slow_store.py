@@ -53,3 +53,22 @@ def test_doctor_reports_a_slow_path_to_etcd_and_nothing_on_a_host_with_a_fast_on
     late_etcd.go_on()
     assert silent["code"] == "store-slow"
     assert "no answer within 1.8 s" in silent["evidence"][0]
+
+
+def test_doctor_names_the_rule_of_the_host_that_drops_packets_to_the_store(overlay: Overlay) -> None:
+    host = overlay.hosts["docker3"]
+    overlay.set_backend("vxlan")
+    overlay.join(host)
+    port = re.search(r":(\d+)/", overlay.etcd.url)
+    assert port is not None
+    rule = f"OUTPUT -p tcp --dport {port[1]} -j REJECT --reject-with tcp-reset"
+    host.run(["iptables", "-A", *rule.split()])
+    overlay.wait_status(host, lambda status: not status.store.is_connected, "misses the store")
+
+    (found,) = doctor(host)
+
+    assert (found["code"], found["severity"]) == ("store-dropped", "error")
+    assert any(line.startswith("consequence: the store does not respond") for line in found["evidence"])
+    host.run(["sh", "-c", found["fix"]])
+    overlay.wait_status(host, lambda status: status.store.is_connected, "reaches the store")
+    assert doctor(host) == []

@@ -237,7 +237,7 @@ class HostNetwork:
         except TimeoutError:
             return StoreTimes(answered_s=tuple(times), failure=f"no answer within {_STORE_S:g} s")
         except StoreError as error:
-            return StoreTimes(answered_s=tuple(times), failure=str(error))
+            return StoreTimes(answered_s=tuple(times), failure=str(error), remedy=error.hint)
         return StoreTimes(answered_s=tuple(times))
 
     async def examine(self) -> bytes:

@@ -3,17 +3,16 @@
 import asyncio
 import contextlib
 import shlex
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, ip_address
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
 from itertools import islice
 
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
-from pyflannel.assembly.stores import EtcdAddress, parse_store_url
 from pyflannel.commands.membership import leases_of_host, status_of_host
 from pyflannel.commands.network_client import ControlClient
-from pyflannel.commands.observations import observe_family, observe_host
+from pyflannel.commands.observations import lost_stores, observe_family, observe_host
 from pyflannel.commands.reach import (
     count_losses,
     ends_of,
@@ -22,7 +21,7 @@ from pyflannel.commands.reach import (
     probe_peers,
     sample_of,
 )
-from pyflannel.errors import NotReadyError, TargetError, UsageError, WireError
+from pyflannel.errors import NotReadyError, TargetError, WireError
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.host.packet_path import ask_route
 from pyflannel.kernel.network.echo import clock_offsets
@@ -31,11 +30,11 @@ from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import Loss, PeerReach
 from pyflannel.model.status import Finding, Status, StoreTimes
 from pyflannel.plan.doctor.coverage import coverage, partly_examined
-from pyflannel.plan.doctor.daemon import store_findings
 from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
 from pyflannel.plan.doctor.observed import BadNeighbour
 from pyflannel.plan.doctor.peers import clock_findings, loss_findings, with_peers
+from pyflannel.plan.doctor.store import store_findings, under_their_cause
 
 First = Callable[[Family], Awaitable[Collection[IpNetwork]]]
 """Returns, for a family, the subnets of the peers whose packets are evaluated first. A host may have ten
@@ -69,12 +68,15 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     )
     common = (*found.get(None, ()), *store_findings(whole, times), *clock_findings(offsets))
     entries = await _bad_neighbours()
-    of_store = next(iter((await _on_the_way(_lost_stores(whole), whole, entries)).values()), None)
+    of_store = next(
+        iter((await _on_the_way((address for address, _ in lost_stores(whole)), whole, entries)).values()),
+        None,
+    )
     complete: list[Finding] = []
     for (family, (status, leases)), reach, lossy in zip(views.items(), reached, losses, strict=True):
         probed = len([*peers_of(status, leases)]) if reach else 0
         partly = partly_examined([("{} peers were probed", len(reach), probed)])
-        own = (*common, *found.get(family, ()), *partly, *lossy)
+        own = under_their_cause((*common, *found.get(family, ()), *partly, *lossy))
         silent_peers = (
             one.public_ip for one in reach if not one.is_reached and one.underlay.state != "reached"
         )
@@ -214,17 +216,6 @@ async def _on_the_way(
 
 _ROUTES_ASKED = 8
 """Maximum number of silent addresses whose gateway is determined."""
-
-
-def _lost_stores(status: Status) -> Iterator[IpAddress]:
-    """Yield the addresses of the store if it does not respond. Host names are not resolved."""
-    if not status.is_live or status.store is None or status.store.is_connected:
-        return
-    with contextlib.suppress(UsageError):
-        address = parse_store_url(status.store.url).store
-        for one in address.endpoints if isinstance(address, EtcdAddress) else ():
-            with contextlib.suppress(ValueError):
-                yield ip_address(one.host)
 
 
 _CLOCKS = 16

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Sequence
+from ipaddress import ip_address
 from itertools import islice
 
 from msgspec import Struct
@@ -51,7 +52,7 @@ from pyflannel.model.fast_path import BpfPeer, BpfProgram
 from pyflannel.model.host import Interfaces, TakingFilter
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.network_config import Family, IpNetwork
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.model.route import RouteAnswer
 from pyflannel.model.state import State
@@ -179,10 +180,24 @@ async def observe_family(
             await with_links(host.containers, membership.subnet, indexes_of(interfaces, bridges)),
             membership.subnet,
         ),
+        lost_stores=lost_stores(status),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),
         has_unit=has_unit("flanneld.service"),
     )
+
+
+def lost_stores(status: Status) -> tuple[tuple[IpAddress, int], ...]:
+    """Return addresses and ports of the store if it does not respond. Host names are not resolved."""
+    if not status.is_live or status.store is None or status.store.is_connected:
+        return ()
+    found: list[tuple[IpAddress, int]] = []
+    with contextlib.suppress(UsageError):
+        address = parse_store_url(status.store.url).store
+        for one in address.endpoints if isinstance(address, EtcdAddress) else ():
+            with contextlib.suppress(ValueError):
+                found.append((ip_address(one.host), one.port))
+    return tuple(found)
 
 
 async def _set_neighbours() -> tuple[SetNeighbour, ...]:

@@ -236,10 +236,12 @@ class StoreTimes(Struct, frozen=True, kw_only=True):
     Attributes:
         answered_s: duration in seconds of each answered request, in the order of the requests.
         failure: reason why a request was not answered; None if all requests were answered.
+        remedy: the remedy for an operator, if the request failed before its deadline; None otherwise.
     """
 
     answered_s: tuple[float, ...] = ()
     failure: str | None = None
+    remedy: str | None = None
 
 
 class FirewallStatus(Struct, frozen=True, kw_only=True):

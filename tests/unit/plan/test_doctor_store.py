@@ -5,16 +5,17 @@ from ipaddress import IPv4Address
 import pytest
 from msgspec.structs import replace
 
+from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.status import (
     Finding,
     StoreStatus,
     StoreTimes,
 )
-from pyflannel.plan.doctor.daemon import SLOW_S, store_findings
 from pyflannel.plan.doctor.findings import findings
 from pyflannel.plan.doctor.observed import Certificate
 from pyflannel.plan.doctor.peers import clock_findings
-from testlab.healthy_host import HEALTHY
+from pyflannel.plan.doctor.store import SLOW_S, store_findings, under_their_cause
+from testlab.healthy_host import HEALTHY, iptables
 
 NOW = 1_900_000_000.0
 READY = replace(HEALTHY.status, store=StoreStatus(url="etcd://10.0.0.1:2379", is_connected=True))
@@ -113,3 +114,43 @@ def test_the_remedy_for_a_slow_store_examines_its_path_or_its_disk(url: str, com
     (found,) = store_findings(status, StoreTimes(failure="no answer within 1.8 s"))
 
     assert found.fix.partition("  #")[0] == command
+
+
+def test_a_store_that_refuses_requests_is_an_error_with_its_remedy() -> None:
+    status = replace(READY, store=StoreStatus(url="etcd://10.0.0.1:2379", is_connected=True))
+    failure = "etcd at 10.0.0.1:2379 refused: user name is empty"
+
+    (found,) = store_findings(status, StoreTimes(failure=failure, remedy="Set --etcd-username."))
+
+    assert (found.code, found.severity, found.fix) == ("store-refuses", "error", "Set --etcd-username.")
+    assert failure in found.cause
+
+
+@pytest.mark.parametrize(
+    ("rules", "noun", "fix"),
+    [
+        (
+            iptables(":OUTPUT ACCEPT", "-A OUTPUT -p tcp -m tcp --dport 2379 -j REJECT"),
+            "rejects packets to the store at 10.0.0.9 port 2379",
+            "iptables -I OUTPUT -p tcp --dport 2379 -j ACCEPT",
+        ),
+        (
+            iptables(":INPUT ACCEPT", "-A INPUT -s 10.0.0.9/32 -j DROP"),
+            "drops replies of the store at 10.0.0.9 port 2379",
+            "iptables -I INPUT -p tcp --sport 2379 -j ACCEPT",
+        ),
+    ],
+)
+def test_a_rule_against_the_packets_to_the_store_is_the_cause_of_its_silence(
+    rules: Ruleset, noun: str, fix: str
+) -> None:
+    away = StoreStatus(url="etcd://10.0.0.9:2379", last_error="connection refused")
+    status = replace(HEALTHY.status, store=away, is_ready=False)
+    seen = replace(HEALTHY, status=status, ruleset=rules, lost_stores=((IPv4Address("10.0.0.9"), 2379),))
+
+    (found,) = under_their_cause(findings(seen))
+
+    assert (found.code, found.severity, found.fix) == ("store-dropped", "error", fix)
+    assert noun in found.cause
+    assert "etcd://10.0.0.9:2379: connection refused" in found.evidence
+    assert under_their_cause(findings(replace(seen, ruleset=())))[0].code == "store-away"

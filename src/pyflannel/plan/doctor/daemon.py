@@ -1,6 +1,7 @@
 """Faults that the status of the daemon shows: its prerequisites, its peers, its data path."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -9,7 +10,6 @@ from pyflannel.model.status import (
     RefusedLease,
     SignatureFault,
     Status,
-    StoreTimes,
     StrangerStatus,
 )
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
@@ -47,8 +47,8 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause="another program keeps changing objects of flanneld",
             evidence=some(status.reconcile.held),
-            fix="ip monitor  # find the program (NetworkManager, dhcpcd, …) and exclude the object in its "
-            "configuration",
+            fix=f"{_watch(status.reconcile.held)}  # find the program (NetworkManager, dhcpcd, …) and exclude"
+            " the object in its configuration",
         )
     elif status.reconcile is not None and status.reconcile.refused:
         yield Finding(
@@ -75,6 +75,17 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
         )
 
 
+_OF_FILTERS = re.compile("iptables|nftables|chain|rule|guard")
+
+
+def _watch(objects: Iterable[str]) -> str:
+    """Return the command that shows each change of these objects. For filter rules, nft also prints the name
+    and the ID of the process.
+    """
+    found = {"nft monitor" if _OF_FILTERS.search(one) else "ip monitor" for one in objects}
+    return "; ".join(sorted(found))
+
+
 def _away(seen: Observed, reason: str) -> Finding:
     """Return the finding that flanneld does not respond: it does not run, hangs or is stopped, or this user
     may not ask it.
@@ -95,49 +106,6 @@ def _away(seen: Observed, reason: str) -> Finding:
         if not seen.has_unit and not is_stopped:
             fix += ", and start flanneld again"
     return Finding(code="daemon-away", severity="error", cause=cause, evidence=(reason,), fix=fix)
-
-
-SLOW_S = 0.25
-"""A store is slow if each of some requests takes longer than this time in seconds. A cluster of etcd in one
-region answers within a few milliseconds."""
-
-
-def store_findings(status: Status, times: StoreTimes | None) -> Iterator[Finding]:
-    """Yield a finding if the store answers slowly, or not at all although its watch is open. `times` is None
-    if no request was measured.
-    """
-    store = status.store
-    if store is None or not store.is_connected or times is None:
-        return
-    answered = [f"{time_s * 1000:.0f} ms" for time_s in times.answered_s]
-    if times.failure is None and min(times.answered_s, default=0.0) <= SLOW_S:
-        return
-    evidence = [f"{store.url}: requests answered in {', '.join(answered)}"] if answered else []
-    evidence += [] if times.failure is None else [f"{store.url}: a request failed: {times.failure}"]
-    if store.answer_age_s is not None:
-        evidence.append(f"latest answer to flanneld: {store.answer_age_s:.0f} s before these requests")
-    how = "slowly" if answered else "no request"
-    yield Finding(
-        code="store-slow",
-        severity="warning",
-        cause=f"the store answers {how}: changes of peers take effect late, and leases may not be renewed in "
-        "time",
-        evidence=tuple(evidence),
-        fix=_slow_store_fix(store.url),
-    )
-
-
-def _slow_store_fix(url: str) -> str:
-    """Return the command that shows why a store is slow."""
-    scheme, _, rest = url.partition("://")
-    if scheme in ("etcd", "etcds"):
-        hosts = rest.partition("/")[0].rpartition("@")[2]
-        first, *_ = hosts.split(",")
-        name = first.rpartition(":")[0].strip("[]") or first
-        return f"ping -c 3 {name}  # if it is slow, repair the network path; else examine disk and load there"
-    if url == "kube:":
-        return "kubectl get --raw /readyz  # asks the API server; then examine its load, and that of its etcd"
-    return "iostat -x 1 3  # examine disk and load of the host that stores the file"
 
 
 _EXPIRES_SOON_S = 30 * 86400.0

@@ -23,6 +23,7 @@ from pyflannel.plan.doctor.flows import (
     every_neighbour_flow,
     kinds_of,
     probe_flows,
+    store_flows,
     tunnel_flows,
 )
 from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, some
@@ -43,7 +44,7 @@ def _judgements(seen: Observed) -> Iterator[tuple[Flow, Judgement]]:
     tunnelled, between = (_with_routes(one(seen), seen) for one in (tunnel_flows, container_flows))
     yield from _of_kinds(tunnelled, seen.ruleset, None if underlay is None else underlay.mtu)
     yield from _of_kinds(between, seen.ruleset, None if backend is None else backend.mtu)
-    for flow in (*every_neighbour_flow(seen), *probe_flows(seen), *single_flows(seen)):
+    for flow in (*every_neighbour_flow(seen), *probe_flows(seen), *store_flows(seen), *single_flows(seen)):
         yield from _judged(flow, seen.ruleset)
 
 

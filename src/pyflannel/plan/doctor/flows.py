@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pyflannel.model.netfilter import ICMPV6, TCP, TCP_FLAGS, UDP, Hook, Packet
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.status import Severity
-from pyflannel.plan.doctor.observed import Observed
+from pyflannel.plan.doctor.observed import Observed, main_route
 from pyflannel.plan.netfilter import IN, OUT, THROUGH
 
 _FEWEST_PEERS, _MOST_PEERS = 4, 256
@@ -264,6 +264,45 @@ def _containers_elsewhere(seen: Observed, network: IpNetwork, own: IpNetwork) ->
     if not seen.membership.peers:
         last = network.broadcast_address - 1
         yield last if last not in own else network.network_address + 2
+
+
+def store_flows(seen: Observed) -> Iterator[Flow]:
+    """Yield the packets to and from the members of a store that does not respond."""
+    underlay = seen.status.underlay
+    for address, port in seen.lost_stores:
+        if underlay is None or underlay.address.version != address.version:
+            continue
+        route = main_route(seen, address)
+        link = (
+            "lo" if address.is_loopback else underlay.link if route is None else route.link or underlay.link
+        )
+        here = address if address.is_loopback else underlay.address
+        packet = Packet(
+            source=here,
+            destination=address,
+            protocol=TCP,
+            source_port=_ANY_PORT,
+            destination_port=port,
+            tcp_flags=SYN,
+            length=_SMALL,
+            oif=link,
+        )
+        answer = as_reply(replace(packet, source=address, destination=here, iif=link, oif=""))
+        for one, hooks, noun in ((packet, OUT, "packets to"), (answer, IN, "replies of")):
+            yield Flow(
+                code="store-dropped",
+                noun=f"{noun} the store at {address} port {port}",
+                accepted=f"TCP port {port}",
+                packet=one,
+                hooks=hooks,
+                accepts=(
+                    (f"-p tcp --dport {port}", f"tcp dport {port}")
+                    if hooks == OUT
+                    else (f"-p tcp --sport {port}", f"tcp sport {port}"),
+                ),
+                firewalld=f"firewall-cmd --permanent --add-port={port}/tcp; firewall-cmd --reload",
+                ufw=f"ufw allow out {port}/tcp",
+            )
 
 
 _SOLICITATION, _ADVERTISEMENT = 135, 136

@@ -230,6 +230,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         published_mac: MAC address of the VTEP in the last known lease of this host; None if the lease has no
             VTEP.
         containers: the network namespaces of containers, as far as they are visible.
+        lost_stores: addresses and ports of the store, if it does not respond. Host names are not resolved.
         certificates: certificates that flanneld uses for the store.
         now: time of this host's clock, in seconds since the epoch.
         has_unit: True if systemd runs on this host and has the unit flanneld.service.
@@ -275,6 +276,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     mark: str = MARK
     published_mac: str | None = None
     containers: tuple[ContainerNamespace, ...] = ()
+    lost_stores: tuple[tuple[IpAddress, int], ...] = ()
     certificates: tuple[Certificate, ...] = ()
     now: float = 0.0
     has_unit: bool = True

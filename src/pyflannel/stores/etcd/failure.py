@@ -1,6 +1,7 @@
 """Deadlines of calls to an etcd member, and the causes of their failures."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -58,6 +59,10 @@ _NOT_RUNNING = "Check that etcd runs, and that the endpoints are its client addr
 _NOT_TRUSTED = "Check the CA file, and the names and dates in the certificate of the member."
 _NOT_LET_IN = (
     "Check the client certificate: the CA of the member must have signed it for client authentication."
+)
+_NO_PORT = (
+    "This host has no free local port or address. Check with: sysctl net.ipv4.ip_local_port_range"
+    " net.ipv4.ip_local_reserved_ports; ss -s"
 )
 _NO_TLS = "If etcd serves without TLS, use http:// (or etcd://)."
 
@@ -125,6 +130,8 @@ def hint_of(error: BaseException) -> str:
             return _NOT_LET_IN
         case SSLError():
             return _NO_TLS
+        case OSError(errno=errno.EADDRNOTAVAIL):
+            return _NO_PORT
         case _:
             return _NOT_RUNNING
 
