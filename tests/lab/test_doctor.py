@@ -77,11 +77,10 @@ FAULTS = [
         do="nft 'table arp f { chain c { type filter hook input priority 0; drop; }; }';"
         " ip neighbour flush dev eth0",
         undo="nft delete table arp f",
-        code="no-neighbour",
+        code="neighbour-dropped",
         is_error=True,
-        evidence="ip neighbour show 10.10.10.102 dev eth0: FAILED or INCOMPLETE",
-        fix="ip neighbour show 10.10.10.102  # on that host: ip link (NOARP), ip address; on both: nft list"
-        " tables arp; then the VLAN of both",
+        evidence="nft rule in arp f c: drop",
+        fix="nft insert rule arp f c arp operation { request, reply } accept",
     ),
     Fault(
         do="ip neighbour replace 10.10.10.102 lladdr 02:00:00:00:00:99 dev eth0 nud permanent",

@@ -12,7 +12,7 @@ from testlab.overlay import Overlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DRAWS, DRAWS_LONG = 22, 204
+DRAWS, DRAWS_LONG = 26, 208
 PAIRS, PAIRS_LONG = 5, 110
 
 

@@ -14,7 +14,7 @@ from testlab.overlay import Overlay, ipv6_underlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
-DRAWS, DRAWS_LONG = 25, 220
+DRAWS, DRAWS_LONG = 28, 224
 PAIRS, PAIRS_LONG = 5, 110
 
 

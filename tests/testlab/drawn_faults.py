@@ -414,6 +414,49 @@ def discovery_by_nft(draw: random.Random, pair: Pair) -> Fault:
     return Fault(do, f"nft delete table {table}", "neighbour-dropped")
 
 
+def arp_by_nft(draw: random.Random, pair: Pair) -> Fault:
+    """A rule against ARP, without which a host finds no MAC address."""
+    hook = draw.choice(["input", "output"])
+    rule = draw.choice(
+        [
+            "drop",
+            "arp operation request drop",
+            "arp operation { request, reply } counter drop",
+            f"arp {'saddr' if hook == 'input' else 'daddr'} ip {pair.peer.address} drop",
+            "arp ptype ip drop",
+        ]
+    )
+    table = f"arp fw{draw.randint(0, 99)}"
+    base = f"type filter hook {hook} priority {draw.choice([-150, 0, 50])}"
+    do = f"nft 'table {table} {{ chain c {{ {base}; {rule}; }}; }}'"
+    return Fault(do, f"nft delete table {table}", "neighbour-dropped")
+
+
+def some_packets(draw: random.Random, pair: Pair) -> Fault:
+    """A rule against a kind of packets: pings pass."""
+    program = draw.choice(pair.iptables)
+    table = draw.choice(["filter", "mangle"])
+    match = draw.choice(
+        [
+            "-p tcp --tcp-flags SYN,ACK SYN,ACK",
+            "-p tcp ! --syn",
+            "-p udp",
+            "-m conntrack --ctstate ESTABLISHED",
+            "-m length --length 1000:65535",
+            "-p tcp -m statistic --mode random --probability 0.3",
+        ]
+    )
+    do, undo = (f"{program} -t {table} {option} FORWARD {match} -j DROP" for option in ("-I", "-D"))
+    return Fault(do, undo, "forward-dropped")
+
+
+def one_port(draw: random.Random, pair: Pair) -> Fault:
+    program, protocol = draw.choice(pair.iptables), draw.choice(["tcp", "udp"])
+    match = f"-p {protocol} {draw.choice(['--dport', '--sport'])} {draw.randint(1, 9999)}"
+    do, undo = (f"{program} {option} FORWARD {match} -j DROP" for option in ("-I", "-D"))
+    return Fault(do, undo, "single-dropped", "warning")
+
+
 def no_resolution(draw: random.Random, pair: Pair) -> Fault:
     """Without ARP, a link does not discover neighbours by IPv6 either."""
     return Fault("ip link set eth0 arp off", "ip link set eth0 arp on", "arp-off")
@@ -453,6 +496,9 @@ KINDS: dict[Family, list[Kind]] = {
         redirection,
         no_echo,
         no_arp_answer,
+        arp_by_nft,
+        some_packets,
+        one_port,
     ],
     6: [
         tunnel_by_iptables,
@@ -481,6 +527,8 @@ KINDS: dict[Family, list[Kind]] = {
         other_route,
         redirection,
         no_echo,
+        some_packets,
+        one_port,
     ],
 }
 """Faults that a host may have, by family. The kernel has no reverse path filter for IPv6."""

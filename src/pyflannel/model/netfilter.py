@@ -12,6 +12,17 @@ TCP, UDP, ICMPV6 = 6, 17, 58
 TCP_FLAGS = {"fin": 0x01, "syn": 0x02, "rst": 0x04, "psh": 0x08, "ack": 0x10, "urg": 0x20}
 """Bits of the flags of a TCP segment. Source: RFC 9293, 3.1."""
 
+ARP_OPERATIONS = {
+    "request": 1,
+    "reply": 2,
+    "rrequest": 3,
+    "rreply": 4,
+    "inrequest": 8,
+    "inreply": 9,
+    "nak": 10,
+}
+"""Numbers of the operations of ARP by the names of nft(8). Source: RFC 826, RFC 903, RFC 1931, RFC 2390."""
+
 Field = Literal[
     "family",
     "saddr",
@@ -35,11 +46,12 @@ Field = Literal[
     "dtype",
     "back_link",
     "back_iif",
+    "operation",
 ]
 """A property of a packet that a rule may test. Addresses are integers. `stype` and `dtype` are the types of
 the addresses in the routing table of the host: `local`, `unicast` or `multicast`. `back_link` is the link of
 the route to the source of the packet, and "" without a route. `back_iif` is the interface at which the packet
-arrived if the route uses this interface, and "" otherwise."""
+arrived if the route uses this interface, and "" otherwise. `operation` is the operation of an ARP packet."""
 
 Value = int | str
 """The value of a field. A text may end with `*`, which means any further characters."""
@@ -51,6 +63,7 @@ class Packet(Struct, frozen=True, kw_only=True):
     """A packet at the hooks of a host.
 
     Attributes:
+        operation: operation of an ARP packet, RFC 826; None for a packet of IP.
         iif: name of the interface at which it arrived; "" if the host itself sends the packet.
         oif: name of the interface by which it leaves; "" if the packet is for the host itself.
         in_port: if `iif` is a bridge: its port at which the frame arrived; "" if there is no port, or it is
@@ -86,12 +99,13 @@ class Packet(Struct, frozen=True, kw_only=True):
     state: Literal["new", "established", "untracked", "invalid"] = "new"
     is_reply: bool = False
     mark: int | None = 0
+    operation: int | None = None
 
     def value(self, field: Field) -> Value | None:
         """Return the value of a field; None if the value is unknown."""
         match field:
             case "family":
-                return f"ipv{self.source.version}"
+                return "arp" if self.operation is not None else f"ipv{self.source.version}"
             case "saddr":
                 return int(self.source)
             case "daddr":
@@ -104,6 +118,8 @@ class Packet(Struct, frozen=True, kw_only=True):
                 return self.destination_port
             case "icmp_type":
                 return self.icmp_type
+            case "operation":
+                return self.operation
             case "tcp_flags":
                 return self.tcp_flags
             case "hop_limit":

@@ -4,7 +4,7 @@ A rule with an unknown condition may apply or not, so the evaluation follows bot
 unknown only if both possibilities lead to different results.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct, field
@@ -23,6 +23,12 @@ _TRACKING = -200
 """Priority of connection tracking (linux/netfilter_ipv4.h, NF_IP_PRI_CONNTRACK)."""
 
 _ROUTED = {4: frozenset({"ip", "inet", "netdev"}), 6: frozenset({"ip6", "inet", "netdev"})}
+_OF_ARP: Mapping[Hook, frozenset[str]] = {
+    "ingress": frozenset({"inet", "netdev"}),
+    "input": frozenset({"arp"}),
+    "output": frozenset({"arp"}),
+    "egress": frozenset({"netdev"}),
+}
 _BRIDGED = frozenset({"bridge"})
 _AT_DEVICE = frozenset({"inet", "netdev"})
 
@@ -73,7 +79,9 @@ def _stages(packet: Packet, hooks: Sequence[Hook]) -> Iterator[_Stage]:
         else:
             yield _Stage("input", _BRIDGED, near, "", into)
     for hook in hooks:
-        yield _Stage(hook, _ROUTED[packet.source.version], into, out_of)
+        is_arp = packet.operation is not None
+        families = _OF_ARP.get(hook, frozenset()) if is_arp else _ROUTED[packet.source.version]
+        yield _Stage(hook, families, into, out_of)
     if far:
         if not is_bridged:
             yield _Stage("output", _BRIDGED, "", far, "", out_of)

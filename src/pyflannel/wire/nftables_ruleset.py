@@ -17,7 +17,18 @@ import msgspec
 from msgspec import Struct
 
 from pyflannel.errors import WireError
-from pyflannel.model.netfilter import TCP_FLAGS, Action, BaseChain, Field, Hook, Match, Rule, Ruleset, Unknown
+from pyflannel.model.netfilter import (
+    ARP_OPERATIONS,
+    TCP_FLAGS,
+    Action,
+    BaseChain,
+    Field,
+    Hook,
+    Match,
+    Rule,
+    Ruleset,
+    Unknown,
+)
 from pyflannel.wire.iptables_ruleset import PROTOCOLS
 
 _HOOKS = frozenset(get_args(Hook))
@@ -28,8 +39,12 @@ _FULL_MASK = 0xFFFFFFFF
 _NEVER = Match("protocol", ())
 """A condition that no IP packet meets, for example a condition on ARP or on a VLAN."""
 
-_OF_FAMILY: Mapping[str, Match] = {"ip": Match("family", ("ipv4",)), "ip6": Match("family", ("ipv6",))}
-"""The condition that nft implies for a field of the header of IPv4 or of IPv6."""
+_OF_FAMILY: Mapping[str, Match] = {
+    "ip": Match("family", ("ipv4",)),
+    "ip6": Match("family", ("ipv6",)),
+    "arp": Match("family", ("arp",)),
+}
+"""The condition that nft implies for a field of the header of IPv4, of IPv6 or of ARP."""
 
 _HANDLE = re.compile(r"^\s*(?P<text>.*?) # handle (?P<handle>\d+)$", re.MULTILINE)
 _CHAIN_DEVICE = re.compile(
@@ -247,6 +262,8 @@ class _Statements:
     def _condition(self, left: Any, right: Any, operator: str) -> list[Match | Unknown]:
         found = _field(left)
         implied: list[Match | Unknown] = list(found.implied)
+        if _is_usual_arp(left, right, operator):
+            return implied
         if found.field is None:
             unknown = Unknown(json.dumps(left), is_partial="numgen" in left)
             return [*implied, unknown] if _NEVER not in implied else implied
@@ -392,6 +409,18 @@ def _is(field: Field, number: int) -> Match:
     return Match(field, ((number, number),))
 
 
+_USUAL_ARP = {"htype": (1, "ether"), "ptype": (0x0800, "ip"), "hlen": (6,), "plen": (4,)}
+"""The fields of ARP for IPv4 over Ethernet, which arptables also compares in each rule. Source: RFC 826."""
+
+
+def _is_usual_arp(left: Any, right: Any, operator: str) -> bool:
+    match left:
+        case {"payload": {"protocol": "arp", "field": str(name)}}:
+            return operator == "==" and right in _USUAL_ARP.get(name, ())
+        case _:
+            return False
+
+
 def _field(left: Any) -> _Field:
     match left:
         case {"payload": {"protocol": "ip", "field": "saddr" | "daddr" | "protocol" | "length" as name}}:
@@ -404,7 +433,13 @@ def _field(left: Any) -> _Field:
             return _Field("protocol", (_OF_FAMILY["ip6"],))
         case {"payload": {"protocol": "ip" | "ip6" as protocol}}:
             return _Field(None, (_OF_FAMILY[protocol],))
-        case {"payload": {"protocol": "arp" | "vlan"}}:
+        case {"payload": {"protocol": "arp", "field": "saddr ip" | "daddr ip" as name}}:
+            return _Field("saddr" if name == "saddr ip" else "daddr", (_OF_FAMILY["arp"],))
+        case {"payload": {"protocol": "arp", "field": "operation"}}:
+            return _Field("operation", (_OF_FAMILY["arp"],), names=ARP_OPERATIONS)
+        case {"payload": {"protocol": "arp"}}:
+            return _Field(None, (_OF_FAMILY["arp"],))
+        case {"payload": {"protocol": "vlan"}}:
             return _Field(None, (_NEVER,))
         case {"payload": {"base": str(base), "offset": int(offset), "len": int(length)}}:
             name, header = _RAW_FIELDS.get((base, offset, length), (None, ""))

@@ -18,7 +18,7 @@ from pyflannel.wire.iptables_ruleset import ruleset_of
 from pyflannel.wire.nftables import is_own_table
 from pyflannel.wire.nftables_ruleset import parse_ruleset
 
-_NFT_FAMILIES: Mapping[Family, str] = {4: "ip", 6: "ip6"}
+_NFT_FAMILIES: Mapping[Family, tuple[str, ...]] = {4: ("ip", "arp"), 6: ("ip6",)}
 _COMMON_FAMILIES = frozenset({"inet", "netdev", "bridge"})
 
 
@@ -33,11 +33,12 @@ async def read_ruleset(families: Sequence[Family] = IPV4_ONLY) -> ReadRules:
     """Return all rules for packets of these families, except those in the tables of pyflannel."""
     by_programs = await asyncio.gather(*map(_by_iptables, families))
     listed = {
-        (_NFT_FAMILIES[family], name)
+        (_NFT_FAMILIES[family][0], name)
         for family, (_, names) in zip(families, by_programs, strict=True)
         for name in names
     }
-    tables, failures = await _tables(_COMMON_FAMILIES | {_NFT_FAMILIES[one] for one in families}, listed)
+    own = {name for family in families for name in _NFT_FAMILIES[family]}
+    tables, failures = await _tables(_COMMON_FAMILIES | own, listed)
     found = (*(chain for ruleset, _ in by_programs for chain in ruleset), *tables)
     rules = (rule for chain in found for some in chain.chains.values() for rule in some)
     if any(rule.action.kind == "queue" for rule in rules):

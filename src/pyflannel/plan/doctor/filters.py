@@ -15,6 +15,7 @@ from pyflannel.model.network_config import IpAddress
 from pyflannel.model.status import Finding, Severity
 from pyflannel.plan.doctor.flows import (
     ALL_NEW,
+    NEIGHBOUR_CODE,
     OF_PROBES,
     ONLY_PINGS,
     TUNNEL_PACKETS,
@@ -127,6 +128,8 @@ def _filters(seen: Observed) -> Iterator[Finding]:
         text = listed(chain, rule, flow)
         is_unknown = judgement.kind == "unknown"
         if flow.code in OF_PROBES and (is_unknown or (chain.place, rule) in named):
+            continue
+        if flow.code == NEIGHBOUR_CODE and (chain.place, rule) in named:
             continue
         if is_unknown and flow.kind in ONLY_PINGS:  # for example, a port without a protocol
             continue

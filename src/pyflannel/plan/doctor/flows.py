@@ -1,13 +1,13 @@
 """The packets of the overlay for which doctor evaluates filter rules and IPsec policies."""
 
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import islice
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from pyflannel.model.netfilter import ICMPV6, TCP, TCP_FLAGS, UDP, Hook, Packet
+from pyflannel.model.netfilter import ARP_OPERATIONS, ICMPV6, TCP, TCP_FLAGS, UDP, Hook, Packet
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.status import Severity
 from pyflannel.plan.doctor.observed import Observed, main_route
@@ -311,14 +311,32 @@ _SOLICITED_NODE = int(IPv6Address("ff02::1:ff00:0"))
 
 _HOP_LIMIT = 255
 
-_ROUTER = IPv6Address("fe80::1")
-"""A link-local address, as a router has it."""
+_ROUTERS: Mapping[Family, IpAddress] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("fe80::1")}
+"""Addresses of a neighbour, used while none is known. Source: RFC 5737, RFC 4291."""
+
+
+NEIGHBOUR_CODE = "neighbour-dropped"
+
+
+def arp_flow(packet: Packet, hooks: tuple[Hook, ...]) -> Flow:
+    """Return the flow of an ARP packet that arrives (hooks IN) or leaves (hooks OUT)."""
+    condition = "arp operation { request, reply }"
+    return Flow(
+        code=NEIGHBOUR_CODE,
+        noun=f"ARP packets on {packet.iif or packet.oif}, so that MAC addresses are not found there",
+        accepted="ARP",
+        packet=packet,
+        hooks=hooks,
+        accepts=((condition, condition),),
+        firewalld="firewall-cmd --reload",
+        ufw="ufw reload",
+    )
 
 
 def neighbour_flow(packet: Packet, hooks: tuple[Hook, ...]) -> Flow:
     """Return the flow of a packet of neighbour discovery that arrives (hooks IN) or leaves (hooks OUT)."""
     return Flow(
-        code="neighbour-dropped",
+        code=NEIGHBOUR_CODE,
         noun=f"neighbour discovery on {packet.iif or packet.oif}, so that IPv6 finds no MAC address there",
         accepted="neighbour discovery",
         packet=packet,
@@ -333,15 +351,28 @@ def neighbour_flow(packet: Packet, hooks: tuple[Hook, ...]) -> Flow:
 
 
 def neighbour_flows(here: IpAddress, there: IpAddress, link: str, port: str = "") -> Iterator[Flow]:
-    """Yield the packets of neighbour discovery between this host and a neighbour on a link: IPv6 sends them
-    instead of ARP. Source: RFC 4861.
+    """Yield the packets by which this host and a neighbour on a link find MAC addresses: ARP, or neighbour
+    discovery with IPv6. Source: RFC 826, RFC 4861.
     """
-    if here.version == 4:
-        return
     for source, destination, hooks in ((there, here, IN), (here, there, OUT)):
         into, out_of = (link, port), ("", "")
         if hooks == OUT:
             into, out_of = out_of, into
+        if here.version == 4:
+            for operation in (ARP_OPERATIONS["request"], ARP_OPERATIONS["reply"]):
+                packet = Packet(
+                    source=source,
+                    destination=destination,
+                    protocol=0,
+                    operation=operation,
+                    state="untracked",
+                    iif=into[0],
+                    in_port=into[1],
+                    oif=out_of[0],
+                    out_port=out_of[1],
+                )
+                yield arp_flow(packet, hooks)
+            continue
         asked = IPv6Address(_SOLICITED_NODE | int(destination) & 0xFFFFFF)
         for to, kind in ((asked, _SOLICITATION), (destination, _ADVERTISEMENT)):
             packet = Packet(
@@ -364,7 +395,9 @@ def every_neighbour_flow(seen: Observed) -> Iterator[Flow]:
     underlay, own = seen.status.underlay, seen.membership.subnet
     if underlay is not None and seen.is_ethernet:
         near = (one for one in seen.membership.peers.values() if any(one in net for net in seen.on_link))
-        yield from neighbour_flows(underlay.address, next(near, _ROUTER), underlay.link, _uplink(seen))
+        yield from neighbour_flows(
+            underlay.address, next(near, _ROUTERS[seen.family]), underlay.link, _uplink(seen)
+        )
     for bridge, ports in seen.ports.items() if own is not None else ():
         held = seen.interfaces.named(bridge)
         addresses = () if held is None else (one.address.ip for one in held.addresses)
