@@ -166,6 +166,30 @@ def test_a_container_that_is_cut_off_is_named_and_the_command_connects_it(health
     )
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "is_lost"),
+    [
+        ("ip link set c-b mtu 576", "port-mtu", True),
+        ("ip link set c-b mtu 1300; ip -n b link set eth0 mtu 1300", "mtu-small", False),
+    ],
+)
+def test_a_wrong_mtu_on_the_way_to_a_container_is_named(
+    healthy: Pair, fault: str, code: str, is_lost: bool
+) -> None:
+    """Packets of 1,400 bytes are lost without an error, or fragmented."""
+    host, gateway = healthy.host, healthy.gateways()[0]
+    ping = ["ping", "-c", "1", "-W", "0.3", "-M", "dont", "-s", "1372"]
+    ways = (host, healthy.other.address), (healthy.other, gateway)
+    host.run(["sh", "-c", fault])
+    arrives = [way.run([*ping, str(there)], check=False).returncode == 0 for way, there in ways]
+
+    found = healthy.findings()
+
+    assert all(arrives) is not is_lost
+    assert {one: found[one]["severity"] for one in found} == {code: "error" if is_lost else "warning"}
+    host.run(["sh", "-c", found[code]["fix"]])
+
+
 def test_a_container_without_address_is_named(healthy: Pair) -> None:
     host, (gateway, ipv6_gateway) = healthy.host, healthy.gateways()
     host.run(["ip", "-n", "b", "address", "flush", "dev", "eth0", "scope", "global"])

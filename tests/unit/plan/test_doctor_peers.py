@@ -236,6 +236,7 @@ def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:
         ("bridge-down", True, False),
         ("forwarding-off", False, False),
         ("port-closed", False, False),
+        ("port-mtu", False, False),
         ("container-neighbour", False, False),
         ("neighbour-set", False, True),
     ],

@@ -248,39 +248,6 @@ def _without_address(seen: Observed) -> Iterator[Finding]:
         )
 
 
-def _port_mtus(seen: Observed) -> Iterator[Finding]:
-    """Yield the finding that containers send too large packets: by the ports of a bridge or, if the ports are
-    right, by the ends of the links in the containers.
-    """
-    backend = seen.status.backend
-    mtu = backend.mtu if backend is not None else None
-    inside = {
-        f"{name} of {one.process} has MTU {size}": (one.pid, name)
-        for one in seen.containers
-        for name, size in one.mtus.items()
-        if mtu is not None and size > mtu
-    }
-    if inside and not any(size > (mtu or 0) for ports in seen.ports.values() for size in ports.values()):
-        pid, name = next(iter(inside.values()))
-        yield Finding(
-            code="container-mtu",
-            severity="warning",
-            cause=f"containers send packets larger than the MTU of the network, {mtu} bytes",
-            evidence=some([*inside]),
-            fix=f"nsenter --net --target {pid} ip link set {quote(name)} mtu {mtu}",
-        )
-    for bridge, ports in seen.ports.items():
-        large = {port: size for port, size in ports.items() if mtu is not None and size > mtu}
-        if large:
-            yield Finding(
-                code="container-mtu",
-                severity="warning",
-                cause=f"containers on {bridge} send packets larger than the MTU of the network, {mtu} bytes",
-                evidence=some([f"{port} has MTU {size}" for port, size in large.items()]),
-                fix=DOCKER_FIX,
-            )
-
-
 def _container_routes(seen: Observed) -> Iterator[Finding]:
     """Yield findings for containers that cannot send to other hosts. Containers without a route may be
     intended, for example in an internal network.
@@ -429,6 +396,5 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _container_routes,
     _container_prefixes,
     _container_gateways,
-    _port_mtus,
     _silent,
 )

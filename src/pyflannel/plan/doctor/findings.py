@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor import containers, daemon, docker, filters, ipsec, links, objects, packets
+from pyflannel.plan.doctor import containers, daemon, docker, filters, ipsec, links, mtus, objects, packets
 from pyflannel.plan.doctor.observed import Observed
 
 SAFE = frozenset({"forwarding-off", "bridge-down", "strict-reverse-path"})
@@ -24,6 +24,7 @@ _CHECKS = (
     *packets.CHECKS,
     *links.CHECKS,
     *containers.CHECKS,
+    *mtus.CHECKS,
     *ipsec.CHECKS,
     *objects.CHECKS,
 )

@@ -111,6 +111,7 @@ _BESIDE_THE_PATH = frozenset(
         "daemon-away",
         "forwarding-off",
         "port-closed",
+        "port-mtu",
         "port-not-learning",
         "store-away",
     }
