@@ -554,6 +554,43 @@ def test_a_stopped_daemon_is_found_and_the_command_continues_it(overlay, healthy
         assert examine(healthy).keys() <= {"backend-note"}
 
 
+_SILENT_ENGINE = """
+ln -sf "$(command -v python3)" /run/dockerd
+exec /run/dockerd -c '
+import os, socket, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("/run/docker.sock")
+listener.listen()
+open("/run/docker.pid", "w").write(str(os.getpid()))
+time.sleep(1000)'
+"""
+
+
+def test_a_docker_engine_that_hangs_or_is_stopped_is_named(healthy: Host) -> None:
+    """The command continues a stopped engine. Without a process, the file of its ID is no finding."""
+    engine = healthy.start(["sh", "-c", _SILENT_ENGINE], name="dockerd")
+    try:
+        wait_until(
+            lambda: healthy.run(["test", "-s", "/run/docker.pid"], check=False).returncode == 0,
+            what="the engine listens",
+            deadline_s=DEADLINE_S,
+        )
+        hanging = trouble(healthy)
+        with paused(engine):
+            stopped = trouble(healthy)
+            healthy.run(["sh", "-c", stopped["docker-away"]["fix"]])
+            state = healthy.run(["sh", "-c", "cat /proc/$(cat /run/docker.pid)/stat"]).stdout
+    finally:
+        engine.kill()
+
+    assert list(hanging) == list(stopped) == ["docker-away"]
+    assert "hangs" in hanging["docker-away"]["cause"]
+    assert "is stopped" in stopped["docker-away"]["cause"]
+    assert state.rpartition(") ")[2][0] == "S"
+    assert trouble(healthy) == {}
+    healthy.run(["rm", "/run/docker.pid", "/run/docker.sock", "/run/dockerd"])
+
+
 def test_a_user_without_permission_gets_the_reason(healthy: Host) -> None:
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "flannelctl"]
 

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
 from pyflannel.assembly.stores import EtcdAddress, parse_store_url
+from pyflannel.commands.docker_engine import docker_engine
 from pyflannel.commands.host_links import (
     bridges_of_containers,
     interfaces_of_host,
@@ -58,7 +59,13 @@ from pyflannel.model.route import RouteAnswer
 from pyflannel.model.state import State
 from pyflannel.model.status import Membership, Status
 from pyflannel.plan.doctor.docker import docker_drops
-from pyflannel.plan.doctor.observed import Certificate, ContainerNamespace, Observed, SetNeighbour
+from pyflannel.plan.doctor.observed import (
+    Certificate,
+    ContainerNamespace,
+    DockerEngine,
+    Observed,
+    SetNeighbour,
+)
 from pyflannel.plan.doctor.packets import mark_of
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.ports import in_thread
@@ -76,6 +83,7 @@ class HostObservations(Struct, frozen=True, kw_only=True):
     interfaces: Interfaces
     programs: tuple[BpfProgram, ...]
     containers: tuple[ContainerNamespace, ...]
+    docker: DockerEngine | None
     taking_filters: tuple[TakingFilter, ...]
     xdp_links: frozenset[str]
 
@@ -90,8 +98,9 @@ async def observe_host(places: Places, status: Status, families: Sequence[Family
         interfaces_of_host(routes_of_network(status)),
         programs_of(places),
     )
-    containers, taken, with_xdp = await asyncio.gather(
+    containers, docker, taken, with_xdp = await asyncio.gather(
         in_thread(find_containers),
+        docker_engine(),
         taking_filters({one.name: one.kind for one in interfaces.interfaces}),
         xdp_links(),
     )
@@ -102,6 +111,7 @@ async def observe_host(places: Places, status: Status, families: Sequence[Family
         interfaces=interfaces,
         programs=programs[0],
         containers=containers,
+        docker=docker,
         taking_filters=taken,
         xdp_links=with_xdp,
     )
@@ -173,6 +183,7 @@ async def observe_family(
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
         associations=await security_associations() if interfaces.policies else None,
         docker0_ports=len(port_mtus("docker0")),
+        docker=host.docker,
         docker_drops=docker_drops(host.saved, await docker_table(family), family),
         mark=places.mark,
         published_mac=_published_mac(places, family),

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.plan.doctor.docker import docker_drops
 from pyflannel.plan.doctor.findings import findings
+from pyflannel.plan.doctor.observed import DockerEngine
 from testlab.healthy_host import HEALTHY
 
 RAW_DROP = "-d 10.100.15.2/32 ! -i docker0 -j DROP"
@@ -67,3 +68,22 @@ def test_rules_of_docker_that_drop_packets_of_other_hosts_are_found(
 def test_other_rules_of_docker_are_no_finding(rules: SavedRules) -> None:
     """The rule belongs, for example, to a bridge outside the subnet of the host."""
     assert findings(replace(HEALTHY, docker_drops=docker_drops([rules], ""))) == ()
+
+
+@pytest.mark.parametrize(
+    ("engine", "evidence", "fix"),
+    [
+        (DockerEngine(pid=7, is_stopped=True), "dockerd, pid 7, has the state T (stopped)", "kill -CONT 7"),
+        (DockerEngine(pid=7, hangs_s=1.5), "dockerd, pid 7, answered no ping within 1.5 s", "kill -USR1 7  "),
+    ],
+)
+def test_an_engine_that_is_stopped_or_hangs_is_named(engine: DockerEngine, evidence: str, fix: str) -> None:
+    (one,) = findings(replace(HEALTHY, docker=engine))
+
+    assert (one.code, one.severity, one.evidence) == ("docker-away", "warning", (evidence,))
+    assert one.fix.startswith(fix)
+    assert findings(replace(HEALTHY, docker=engine, is_first=False)) == ()
+
+
+def test_an_engine_that_answers_is_no_finding() -> None:
+    assert findings(replace(HEALTHY, docker=DockerEngine(pid=7))) == ()

@@ -1,4 +1,4 @@
-"""Rules by which Docker drops packets of other hosts to its containers."""
+"""Faults of Docker: rules that drop packets of other hosts to its containers, and an engine that hangs."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -68,4 +68,26 @@ def _docker_drops(seen: Observed) -> Iterator[Finding]:
         )
 
 
-CHECKS = (_docker_drops,)
+def _engine(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that the Docker engine is stopped or hangs. Running containers keep their network."""
+    engine = seen.docker
+    if engine is None or not seen.is_first or not (engine.is_stopped or engine.hangs_s is not None):
+        return
+    yield Finding(
+        code="docker-away",
+        severity="warning",
+        cause="the Docker engine is stopped, so containers resolve no names, and none starts or ends"
+        if engine.is_stopped
+        else "the Docker engine hangs, so containers may resolve no names, and none starts or ends",
+        evidence=(
+            f"dockerd, pid {engine.pid}, has the state T (stopped)"
+            if engine.is_stopped
+            else f"dockerd, pid {engine.pid}, answered no ping within {engine.hangs_s} s",
+        ),
+        fix=f"kill -CONT {engine.pid}"
+        if engine.is_stopped
+        else f"kill -USR1 {engine.pid}  # dockerd then logs where it waits; after that, restart Docker",
+    )
+
+
+CHECKS = (_docker_drops, _engine)

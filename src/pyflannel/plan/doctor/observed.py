@@ -179,6 +179,19 @@ class DaemonProcess(Struct, frozen=True, kw_only=True):
     is_stopped: bool = False
 
 
+class DockerEngine(Struct, frozen=True, kw_only=True):
+    """The process of the Docker engine.
+
+    Attributes:
+        is_stopped: True if a signal or a debugger stopped the process.
+        hangs_s: seconds in which the process did not answer at its socket; None if it answered.
+    """
+
+    pid: int
+    is_stopped: bool = False
+    hangs_s: float | None = None
+
+
 class Observed(Struct, frozen=True, kw_only=True):
     """The observations of a host in one family of its network.
 
@@ -225,6 +238,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         underlay_ports: ports of the underlay if the underlay is a bridge.
         associations: the destinations of the security associations of IPsec; None if they are unreadable.
         docker0_ports: number of containers at docker0, if it exists.
+        docker: the Docker engine; None if it does not run.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
         mark: alias of the links of the daemon.
         published_mac: MAC address of the VTEP in the last known lease of this host; None if the lease has no
@@ -272,6 +286,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     underlay_ports: tuple[str, ...] = ()
     associations: frozenset[IpAddress] | None = None
     docker0_ports: int = 0
+    docker: DockerEngine | None = None
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mark: str = MARK
     published_mac: str | None = None
