@@ -554,6 +554,30 @@ def test_a_stopped_daemon_is_found_and_the_command_continues_it(overlay, healthy
         assert examine(healthy).keys() <= {"backend-note"}
 
 
+def test_a_program_that_sets_the_bridge_down_again_is_named(healthy: Host) -> None:
+    loop = "while :; do ip link set br7 down; sleep 0.02; ip link set br7 up; done"
+    program = healthy.start(["sh", "-c", loop], name="opponent")
+    seen: dict[str, Any] = {}
+
+    def is_found() -> bool:
+        ran = healthy.run(["flannelctl", "--json", "doctor"], check=False)
+        seen.update({one["code"]: one for one in json.loads(ran.stdout)["findings"]})
+        return "bridge-unstable" in seen
+
+    try:
+        wait_until(is_found, what="doctor names the bridge", deadline_s=DEADLINE_S)
+        healthy.run(["sh", "-c", seen["bridge-unstable"]["fix"]])
+    finally:
+        program.kill()
+        healthy.run(["ip", "link", "set", "br7", "up"])
+
+    counted, *named = seen["bridge-unstable"]["evidence"]
+    assert re.fullmatch(r"ip monitor link: br7 was set down \d+ times during the examination", counted)
+    assert any(line.endswith(f": sh -c {loop}") for line in named)
+    assert seen["bridge-unstable"]["severity"] == "error"
+    assert "unplanned-route" not in seen
+
+
 _SILENT_ENGINE = """
 ln -sf "$(command -v python3)" /run/dockerd
 exec /run/dockerd -c '

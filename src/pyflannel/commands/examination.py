@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shlex
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from itertools import islice
@@ -25,6 +26,7 @@ from pyflannel.errors import NotReadyError, TargetError, WireError
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.host.packet_path import ask_route
 from pyflannel.kernel.network.echo import clock_offsets
+from pyflannel.kernel.network.link_watch import LinkWatch
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import Loss, PeerReach
@@ -32,9 +34,11 @@ from pyflannel.model.status import Finding, Status, StoreTimes
 from pyflannel.plan.doctor.coverage import coverage, partly_examined
 from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
-from pyflannel.plan.doctor.observed import BadNeighbour
+from pyflannel.plan.doctor.observed import BadNeighbour, LinkSetter, Observed
 from pyflannel.plan.doctor.peers import clock_findings, loss_findings, with_peers
 from pyflannel.plan.doctor.store import store_findings, under_their_cause
+from pyflannel.ports import in_thread
+from pyflannel.processes.found import find_link_setters
 
 First = Callable[[Family], Awaitable[Collection[IpNetwork]]]
 """Returns, for a family, the subnets of the peers whose packets are evaluated first. A host may have ten
@@ -105,27 +109,45 @@ async def examined(
     routes are evaluated for the packets of some peers, beginning with those that `first` returns.
     """
     families = families_of(status)
-    host = await observe_host(places, status, families)
+    with LinkWatch() as watch:
+        host = await observe_host(places, status, families)
+        observed = [
+            await observe_family(
+                places,
+                host,
+                status_in(status, family, leases),
+                leases_in(leases, family),
+                family,
+                is_alone=len(families) == 1,
+                early=await first(family),
+            )
+            for family in families
+        ]
+        downs = watch.set_down()
+    setters = await _link_setters(observed, downs)
     unread = tuple(
         Finding(code="rules-unread", severity="info", cause=f"filter rules: {error}", fix=error.hint)
         for error in host.read.failures
     )
-    observed = [
-        await observe_family(
-            places,
-            host,
-            status_in(status, family, leases),
-            leases_in(leases, family),
-            family,
-            is_alone=len(families) == 1,
-            early=await first(family),
-        )
-        for family in families
-    ]
     found: dict[Family | None, tuple[Finding, ...]] = {None: (*findings_of_host(observed[0]), *unread)}
     for one in observed:
-        own = findings_in_family(replace(one, is_first=one is observed[0]))
+        times = {name: downs[name].total() for name in one.ports.keys() & downs.keys()}
+        own = findings_in_family(
+            replace(one, is_first=one is observed[0], set_down=times, link_setters=setters)
+        )
         found[one.family] = (*own, *coverage(one))
+    return found
+
+
+async def _link_setters(
+    observed: Iterable[Observed], downs: Mapping[str, Counter[int]]
+) -> dict[str, tuple[LinkSetter, ...]]:
+    """Return the programs that may set bridges of containers down, for each that is down or was set down."""
+    bridges = {name: one.interfaces.named(name) for one in observed for name in one.ports}
+    found: dict[str, tuple[LinkSetter, ...]] = {}
+    for name, bridge in bridges.items():
+        if name in downs or (bridge is not None and not bridge.is_up):
+            found[name] = await in_thread(find_link_setters, name, downs.get(name, Counter()))
     return found
 
 

@@ -5,12 +5,12 @@ import re
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from pyflannel.errors import WireError
-from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute
+from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute, LinkSetter
 from pyflannel.ports import in_thread
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 from pyflannel.wire.netlink.message import ERROR, pack, split
@@ -220,6 +220,26 @@ def find_original() -> int | None:
             return int(process.name)
     return None
 
+
+def find_link_setters(link: str, pids: Collection[int] = ()) -> tuple[LinkSetter, ...]:
+    """Return the programs of this network namespace that set a link down: those in `pids` that still run, and
+    those whose command line contains the name of the link and the word `down`.
+    """
+    namespace, found = _link(_PROC / "thread-self/ns/net"), list[LinkSetter]()
+    for process in _processes():
+        command = _read(process / "cmdline").replace("\0", " ").strip()
+        pid, words = int(process.name), frozenset(_WORD.findall(command))
+        is_meant = pid in pids or {link, "down"} <= words
+        if is_meant and pid != os.getpid() and _link(process / "ns/net") == namespace:
+            found.append(LinkSetter(pid=pid, process=_describe(process), command=command[:_SHOWN]))
+    return tuple(found)
+
+
+_WORD = re.compile(r"[^\s;&|()'\"]+")
+"""A word of a command, also of a command in a script after the option -c."""
+
+_SHOWN = 80
+"""Maximum number of characters of a command line that are shown."""
 
 _CAPABILITIES = re.compile(r"^CapEff:\t([\da-f]+)$", re.M | re.A)
 _CAP_NET_ADMIN = 1 << 12

@@ -207,3 +207,16 @@ def test_a_container_without_a_network_is_information() -> None:
     assert (one.code, one.severity) == ("container-unconnected", "info")
     assert one.evidence == ("container 0b20cc2d451d, sleep, pid 9",)
     assert one.fix.startswith("docker network connect bridge 0b20cc2d451d")
+
+
+@pytest.mark.parametrize("times", [0, 1])
+def test_missing_routes_of_a_bridge_that_is_down_are_no_finding(times: int) -> None:
+    """The kernel removes the routes of a link that is set down, possibly after the links were read."""
+    well = seen()
+    links = tuple(
+        replace(one, is_up=one.name != "docker0" or times > 0) for one in well.interfaces.interfaces
+    )
+    whole = Route(destination=IPv4Network("10.100.0.0/16"), link="flannel0", protocol=2)
+    down = replace(well, interfaces=Interfaces(interfaces=links), items=(whole,))
+
+    assert found(replace(down, set_down={"docker0": times} if times else {})) == []

@@ -14,6 +14,7 @@ import pytest
 from pyflannel.plan.doctor.observed import ContainerRoute
 from pyflannel.processes.found import (
     container_in,
+    find_link_setters,
     find_original,
     ipv6_addresses_in,
     ipv6_routes_in,
@@ -117,3 +118,24 @@ def test_only_a_process_with_rights_counts_as_the_original(open_directory: Path)
 )
 def test_the_container_of_a_process_is_read_from_its_control_group(cgroup: str, container_id: str) -> None:
     assert container_in(cgroup) == container_id
+
+
+@pytest.mark.parametrize(
+    ("script", "is_found"),
+    [
+        ("sleep 60; ip link set br-x9 down", True),
+        ("sleep 60; ip link set 'br-x9' down;true", True),
+        ("sleep 60; ip link set br-x9 up", False),
+        ("sleep 60; ip link set br-x91 down", False),
+    ],
+)
+def test_a_program_whose_command_line_sets_a_link_down_is_found(script: str, is_found: bool) -> None:
+    with subprocess.Popen(["sh", "-c", script]) as program:
+        try:
+            found = find_link_setters("br-x9")
+            running = find_link_setters("other", [program.pid])
+        finally:
+            program.kill()
+
+    assert [one.pid for one in found] == ([program.pid] if is_found else [])
+    assert [(one.pid, one.command) for one in running] == [(program.pid, f"sh -c {script}")]

@@ -7,7 +7,7 @@ import itertools
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -321,6 +321,17 @@ class NotificationSocket:
         """Discard all queued messages; let other tasks run in the meantime."""
         while not self._forget_some():
             await asyncio.sleep(0)
+
+    def queued(self) -> Iterator[Message]:
+        """Yield the queued messages, without waiting. Unreadable and lost messages are omitted."""
+        while True:
+            try:
+                yield from split(self._socket.recv(_DATAGRAM))
+            except WireError:
+                continue
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    return
 
     def drain(self) -> None:
         """Discard all queued messages."""

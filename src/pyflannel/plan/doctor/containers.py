@@ -177,9 +177,13 @@ def _at_no_bridge(seen: Observed, one: ContainerNamespace, link: ContainerLink, 
 
 
 def _beside_bridge(seen: Observed) -> Iterator[Finding]:
-    """Yield the finding that this host does not send the packets for its containers to their bridge."""
+    """Yield the finding that this host does not send the packets for its containers to their bridge.
+
+    The kernel removes the routes of a bridge that is set down. This is a consequence of another finding.
+    """
     own, lines, commands = seen.membership.subnet, list[str](), list[str]()
-    bridges = {port: bridge for bridge, ports in seen.ports.items() for port in ports}
+    down = {one.name for one in seen.interfaces.interfaces if not one.is_up} | seen.set_down.keys()
+    bridges = {port: one for one, ports in seen.ports.items() if one not in down for port in ports}
     ports = {one.index: bridges[one.name] for one in seen.interfaces.interfaces if one.name in bridges}
     at_bridge = (
         (address, ports[link.peer])

@@ -1,6 +1,6 @@
 """Faults of the links of this host, and of the kernel's tables for them: underlay, tunnel device, bridges."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from shlex import quote
 
@@ -8,7 +8,7 @@ from pyflannel.model.link import Link
 from pyflannel.model.network_config import Family
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.families import items_in
-from pyflannel.plan.doctor.observed import DOCKER_FIX, NAMED, Observed, resolution, some
+from pyflannel.plan.doctor.observed import DOCKER_FIX, NAMED, LinkSetter, Observed, resolution, some
 
 _DOCKER0 = "docker0"
 
@@ -25,7 +25,10 @@ def bridge_down(seen: Observed) -> Iterator[Finding]:
             continue
         if seen.family == 6 and not any(held.address.ip in own for held in link.addresses):
             again = f"; ip address add {own[1]}/{own.prefixlen} dev {quote(name)}"
-        if not link.is_up:
+        times, setters = seen.set_down.get(name, 0), seen.link_setters.get(name, ())
+        if times or (setters and not link.is_up):
+            yield _set_down(name, times, setters, again)
+        elif not link.is_up:
             yield Finding(
                 code="bridge-down",
                 severity="error",
@@ -41,6 +44,27 @@ def bridge_down(seen: Observed) -> Iterator[Finding]:
                 evidence=(f"net.ipv6.conf.{name}.disable_ipv6 = 1",),
                 fix=f"sysctl -w {quote(f'net/ipv6/conf/{name}/disable_ipv6=0')}{again}",
             )
+
+
+def _set_down(name: str, times: int, setters: Sequence[LinkSetter], again: str) -> Finding:
+    """Return the finding that a program sets a bridge down. `again`: the command for its lost address."""
+    counted = [f"ip monitor link: {name} was set down {times} times during the examination"]
+    stop = "; ".join(f"kill {one.pid}" for one in setters[:NAMED])
+    up = f"ip link set {quote(name)} up{again}"
+    return Finding(
+        code="bridge-unstable",
+        severity="error",
+        cause=f"a program sets the bridge {name} of the containers of this host down again and again"
+        if times
+        else f"the bridge {name} of the containers of this host is down, and a program may set it down again",
+        evidence=(
+            *(counted if times else [f"ip link show {name}: state DOWN"]),
+            *some([f"{one.process}: {one.command}" for one in setters]),
+        ),
+        fix=f"{stop}; {up}  # or change the configuration of the program"
+        if stop
+        else f"{up}  # first stop the program that sets it down",
+    )
 
 
 def _arp(seen: Observed) -> Iterator[Finding]:

@@ -179,6 +179,19 @@ class DaemonProcess(Struct, frozen=True, kw_only=True):
     is_stopped: bool = False
 
 
+class LinkSetter(Struct, frozen=True, kw_only=True):
+    """A program that sets a link down, or whose command line says so.
+
+    Attributes:
+        process: description of the process.
+        command: start of its command line.
+    """
+
+    pid: int
+    process: str
+    command: str
+
+
 class DockerEngine(Struct, frozen=True, kw_only=True):
     """The process of the Docker engine.
 
@@ -222,6 +235,8 @@ class Observed(Struct, frozen=True, kw_only=True):
             alone, bridges that have lost their address are included.
         bridge_neighbours: permanent neighbour entries of this host at these bridges.
         silent_ports: the ports of these bridges that learn no MAC addresses.
+        set_down: how often other programs set these bridges down during the examination, by name.
+        link_setters: programs that may set these bridges down, if one is down or was set down.
         closed_ports: the ports of these bridges that carry no frames, by name, with their state: DOWN
             or NO-CARRIER.
         lacks_arp: True if ARP is off on the underlay, and with it neighbour discovery.
@@ -272,6 +287,8 @@ class Observed(Struct, frozen=True, kw_only=True):
     ports: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     bridge_neighbours: tuple[SetNeighbour, ...] = ()
     silent_ports: tuple[SilentPort, ...] = ()
+    set_down: Mapping[str, int] = field(default_factory=dict)
+    link_setters: Mapping[str, tuple[LinkSetter, ...]] = field(default_factory=dict)
     closed_ports: Mapping[str, str] = field(default_factory=dict)
     lacks_arp: bool = False
     bridges_without_arp: frozenset[str] = frozenset()

@@ -120,7 +120,15 @@ _BESIDE_THE_PATH = frozenset(
 findings do not explain that probes get no answer."""
 
 _BEHIND_THE_UNDERLAY = frozenset(
-    {"bridge-down", "docker-drops", "forward-dropped", "ipv6-off", "overlay-address", "vtep-mac"}
+    {
+        "bridge-down",
+        "bridge-unstable",
+        "docker-drops",
+        "forward-dropped",
+        "ipv6-off",
+        "overlay-address",
+        "vtep-mac",
+    }
 )
 """Codes of findings that are errors about packets of the overlay, and do not explain that a peer is silent on
 the underlay."""

@@ -133,6 +133,7 @@ SET = 19
 
 _LAYOUT = struct.Struct("=BxHiII")
 _UP = 0x1  # IFF_UP
+_EVERY_FLAG = 0xFFFFFFFF  # the change mask of a new link
 _LOOPBACK = 0x8  # IFF_LOOPBACK
 _INET6 = 10  # AF_INET6
 _BRIDGE = 7  # AF_BRIDGE
@@ -241,6 +242,16 @@ def parse_link(body: bytes) -> LinkRecord:
         other=0 if _OTHER_NAMESPACE in found else integer(found.get(_OTHER, b"")),
         peer=integer(found.get(_OTHER, b"")),
     )
+
+
+def parse_name_set_down(body: bytes) -> str | None:
+    """Return the name of a link that was just set down; None if the notification reports another change.
+
+    The change mask contains the flags that changed.
+    """
+    _, _, _, flags, changed = unpack(_LAYOUT, body)
+    is_set_down = bool(changed & _UP) and not flags & _UP and changed != _EVERY_FLAG
+    return text(attributes(body, _LAYOUT.size).get(_NAME, b"")) if is_set_down else None
 
 
 class FarVeth(Struct, frozen=True, kw_only=True):
