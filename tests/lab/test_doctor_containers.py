@@ -1,8 +1,7 @@
-"""flannelctl doctor names wrong neighbour entries inside containers, and bridge ports that learn no MAC
-addresses.
-"""
+"""flannelctl doctor names faults of containers: links, MTUs, addresses, rules, sysctls and programs."""
 
 import os
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
 from testlab.documents import read_document
 from testlab.overlay import Overlay
+from testlab.xdp_program import ATTACH, DROP
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -286,6 +286,47 @@ def test_a_rule_inside_a_container_that_drops_packets_is_named(healthy: Pair, co
     line, *_ = found["container-filter"]["evidence"]
     assert "sleep" in line
     healthy.host.run(["sh", "-c", found["container-filter"]["fix"]])
+
+
+def test_sysctls_inside_a_container_that_stop_its_packets_are_named(healthy: Pair) -> None:
+    """One command per finding repairs the sysctl. IPv6 addresses and routes are lost with IPv6."""
+    host, (_, ipv6_gateway) = healthy.host, healthy.gateways()
+    changes = ["net.ipv4.ip_local_reserved_ports=32768-60999", "net.ipv4.ip_default_ttl=1"]
+    changes += ["net.ipv6.conf.eth0.hop_limit=5", "net.ipv6.conf.eth0.disable_ipv6=1"]
+    healthy.other.run(["sysctl", "-qw", *changes])
+
+    ran = host.run(["flannelctl", "--json", "doctor"], check=False)
+
+    found = [one for one in read_document(["doctor"], ran.stdout)["findings"] if one["severity"] != "info"]
+    assert {one["code"] for one in found} == {"container-setting"}
+    assert sorted(one["severity"] for one in found) == ["error", "error", "warning", "warning"]
+    for one in found:
+        host.run(["sh", "-c", one["fix"]])
+    own = f"{ipv6_gateway + 2}/{healthy.ipv6.network.prefixlen}"
+    host.run(["ip", "-n", "b", "address", "add", own, "dev", "eth0", "nodad"])
+    host.run(["ip", "-n", "b", "-6", "route", "replace", "default", "via", str(ipv6_gateway)])
+
+
+def test_programs_inside_a_container_that_drop_packets_are_named(healthy: Pair) -> None:
+    host, place = healthy.host, "dev eth0 ingress"
+    healthy.one.run([sys.executable, "-c", ATTACH, "eth0", DROP])
+    program = healthy.findings()
+    host.run(["sh", "-c", program["container-program"]["fix"]])
+    redirect = "u32 match u32 0 0 action mirred egress redirect dev sink"
+    script = f"""
+        ip link add sink type veth peer name knis && ip link set sink up
+        tc qdisc add dev eth0 clsact && tc filter add {place} pref 7 protocol ip {redirect}
+    """
+    healthy.one.run(["sh", "-c", script])
+
+    taken = healthy.findings()
+
+    assert list(program) == ["container-program"]
+    assert list(taken) == ["container-filter"]
+    (line,) = taken["container-filter"]["evidence"]
+    assert f"tc filter show {place}: pref 7 u32 redirects to sink, " in line
+    host.run(["sh", "-c", taken["container-filter"]["fix"]])
+    healthy.one.run(["ip", "link", "delete", "sink"])
 
 
 def test_a_container_that_ignores_echo_requests_is_information(healthy: Pair) -> None:

@@ -21,7 +21,13 @@ from pyflannel.commands.host_links import (
 )
 from pyflannel.commands.local_daemon import daemon_process, last_known, may_ask
 from pyflannel.commands.membership import addresses_of, known_networks, membership_in
-from pyflannel.commands.observed_containers import indexes_of, silent_ports_of, with_answers, with_links
+from pyflannel.commands.observed_containers import (
+    indexes_of,
+    silent_ports_of,
+    with_answers,
+    with_filters,
+    with_links,
+)
 from pyflannel.commands.reach import neighbours_of_host, peers_of
 from pyflannel.errors import TargetError, UsageError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
@@ -187,9 +193,11 @@ async def observe_family(
         docker_drops=docker_drops(host.saved, await docker_table(family), family),
         mark=places.mark,
         published_mac=_published_mac(places, family),
-        containers=await with_answers(
-            await with_links(host.containers, membership.subnet, indexes_of(interfaces, bridges)),
-            membership.subnet,
+        containers=await with_filters(
+            await with_answers(
+                await with_links(host.containers, membership.subnet, indexes_of(interfaces, bridges)),
+                membership.subnet,
+            )
         ),
         lost_stores=lost_stores(status),
         certificates=() if status.store is None else certificates_for(status.store.url),

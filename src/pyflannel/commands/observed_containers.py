@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from pyflannel.errors import TargetError
 from pyflannel.kernel.filters.programs import programs_in_namespace_of
 from pyflannel.kernel.filters.ruleset import read_ruleset
-from pyflannel.kernel.host.packet_path import port_mtus, silent_ports
+from pyflannel.kernel.host.packet_path import port_mtus, silent_ports, taking_filters
 from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.kernel.network.ipsec import policies_in
 from pyflannel.kernel.network.namespaces import far_ends, learned_by, read_namespace
@@ -71,6 +71,11 @@ async def _with_links_of(
             peer=link.peer if link.kind == "veth" else 0,
             is_up=link.is_up,
             addresses=frozenset(held.get(index, ())),
+            has_ipv6=link.has_ipv6,
+            hop_limit=link.hop_limit,
+            xdp=link.xdp,
+            programs=tuple(direction for at, direction in read.programs if at == index),
+            has_filters=index in read.filtered,
         )
         for index, link in read.links.items()
         if any(address in subnet for address in held.get(index, ())) or index in inside
@@ -80,11 +85,12 @@ async def _with_links_of(
         for one in read.neighbours
         if one.is_permanent and one.mac and one.index in read.links
     )
-    return replace(container, links=links, set_neighbours=permanent)
+    return replace(container, links=links, set_neighbours=permanent, settings=read.settings)
 
 
 _CONTAINERS_READ = 4
-"""Maximum number of silent containers whose filter rules are read, which takes about 0.1 s for each."""
+"""Maximum number of silent containers whose filter rules are read, and of containers whose filters of traffic
+control are read, which takes about 0.1 s for each."""
 
 _CONTAINER_DEADLINE_S = 0.5
 """Deadline in seconds for the answers of the containers of this host."""
@@ -121,6 +127,19 @@ async def _with_rules(container: ContainerNamespace) -> ContainerNamespace:
     with programs_in_namespace_of(container.pid):
         read = await read_ruleset(families)
     return replace(container, ruleset=read.ruleset, policies=await policies_in(container.pid))
+
+
+async def with_filters(found: tuple[ContainerNamespace, ...]) -> tuple[ContainerNamespace, ...]:
+    """Return the containers. For some with filters of traffic control at their links, add the filters that
+    took packets, for example packets of the probes.
+    """
+    filtered = [one for one in found if any(link.has_filters for link in one.links)]
+    known: dict[int, ContainerNamespace] = {}
+    for one in filtered[:_CONTAINERS_READ]:
+        with programs_in_namespace_of(one.pid):
+            taken = await taking_filters({link.name: "" for link in one.links})
+        known[one.pid] = replace(one, taking_filters=taken)
+    return tuple(known.get(one.pid, one) for one in found)
 
 
 async def silent_ports_of(interfaces: Interfaces, bridges: Iterable[str]) -> tuple[SilentPort, ...]:

@@ -4,12 +4,14 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pyflannel.errors import TargetError, WireError
+from pyflannel.kernel.host.namespace_settings import read_settings
 from pyflannel.kernel.network.netlink_socket import RequestSocket
+from pyflannel.plan.doctor.observed import NamespaceSettings
 from pyflannel.wire.netlink.addresses import AddressRecord, dump_addresses, parse_address_message
 from pyflannel.wire.netlink.bridges import dump_learned, parse_learned
 from pyflannel.wire.netlink.links import (
@@ -22,6 +24,14 @@ from pyflannel.wire.netlink.links import (
 )
 from pyflannel.wire.netlink.message import Message
 from pyflannel.wire.netlink.neighbours import NeighbourRecord, dump_neighbours, parse_neighbour
+from pyflannel.wire.netlink.tc import (
+    EGRESS,
+    INGRESS,
+    dump_filters,
+    dump_qdiscs,
+    parse_filter,
+    parse_qdisc,
+)
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
@@ -58,26 +68,49 @@ def in_namespace_of(pid: int, opener: Callable[[], _Opened]) -> _Opened:
 
 
 class ReadNamespace(NamedTuple):
-    """The links of a namespace by index, its addresses, and its neighbours."""
+    """The links of a namespace by index, its addresses and its neighbours.
+
+    Attributes:
+        filtered: the indexes of links with filters of traffic control.
+        programs: the indexes of links with eBPF programs in these filters, with their direction.
+        settings: its sysctls; None if they are unreadable.
+    """
 
     links: dict[int, LinkRecord]
     addresses: list[AddressRecord]
     neighbours: list[NeighbourRecord]
+    filtered: frozenset[int] = frozenset()
+    programs: Sequence[tuple[int, str]] = ()
+    settings: NamespaceSettings | None = None
 
 
 async def read_namespace(pid: int) -> ReadNamespace | None:
-    """Return the links, addresses and neighbours in the network namespace of a process; None if they cannot
-    be read.
-    """
+    """Return the state of the network namespace of a process; None if it cannot be read."""
     with contextlib.suppress(OSError, TargetError):
-        with contextlib.closing(in_namespace_of(pid, RequestSocket)) as requests:
+        opened, settings = in_namespace_of(pid, lambda: (RequestSocket(), read_settings()))
+        with contextlib.closing(opened) as requests:
             links = await requests.dump(dump_links(), parse_link)
+            qdiscs = await requests.dump(dump_qdiscs(), parse_qdisc)
+            filtered = frozenset(link for link, kind in qdiscs if kind in _WITH_FILTERS)
             return ReadNamespace(
                 links={link.index: link for link in links},
                 addresses=await requests.dump(dump_addresses(), parse_address_message),
                 neighbours=await requests.dump(dump_neighbours(0), parse_neighbour),
+                filtered=filtered,
+                programs=[
+                    (link, direction)
+                    for link in sorted(filtered)[:_LINKS_ASKED]
+                    for parent, direction in ((INGRESS, "ingress"), (EGRESS, "egress"))
+                    if await requests.dump(dump_filters(link, parent), parse_filter)
+                ],
+                settings=settings,
             )
     return None
+
+
+_WITH_FILTERS = frozenset({"clsact", "ingress"})
+_LINKS_ASKED = 4
+"""Maximum number of links of a namespace whose filters are read."""
 
 
 async def far_ends(pids: Iterable[int]) -> dict[int, dict[int, int]]:

@@ -10,6 +10,7 @@ from pyflannel.model.network_config import Family, IpAddress, is_part
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.filters import listed, removal_of
 from pyflannel.plan.doctor.flows import container_packet
+from pyflannel.plan.doctor.inside import may_stop
 from pyflannel.plan.doctor.ipsec import blocking_policies, policy_removal, policy_text
 from pyflannel.plan.doctor.observed import (
     DOCKER_FIX,
@@ -238,7 +239,8 @@ def _without_address(seen: Observed) -> Iterator[Finding]:
         f"{link.name} of {one.process}": (one.pid, link.name)
         for one in seen.containers
         for link in one.links
-        if link.is_up and link.peer in known and all(held.is_link_local for held in link.addresses)
+        if link.is_up and link.peer in known and (link.has_ipv6 or seen.family == 4)
+        if all(held.is_link_local for held in link.addresses)
     }
     if bare:
         pid, name = next(iter(bare.values()))
@@ -350,7 +352,7 @@ def _silent(seen: Observed) -> Iterator[Finding]:
             stops = [*_stops_inside(one, address, there)]
             lines += [f"{address}, {one.process}: {text}" for text, _ in stops]
             commands += [f"nsenter --net --target {one.pid} {command}" for _, command in stops]
-            if not stops:
+            if not stops and not may_stop(one):
                 unknown[address] = f"{address}, {one.process}"
     if lines:
         yield Finding(

@@ -8,7 +8,18 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor import containers, daemon, docker, filters, ipsec, links, mtus, objects, packets
+from pyflannel.plan.doctor import (
+    containers,
+    daemon,
+    docker,
+    filters,
+    inside,
+    ipsec,
+    links,
+    mtus,
+    objects,
+    packets,
+)
 from pyflannel.plan.doctor.observed import Observed
 
 SAFE = frozenset({"forwarding-off", "bridge-down", "strict-reverse-path"})
@@ -25,6 +36,7 @@ _CHECKS = (
     *links.CHECKS,
     *containers.CHECKS,
     *mtus.CHECKS,
+    *inside.CHECKS,
     *ipsec.CHECKS,
     *objects.CHECKS,
 )

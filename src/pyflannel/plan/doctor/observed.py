@@ -51,6 +51,11 @@ class ContainerLink(Struct, frozen=True, kw_only=True):
         peer: index of the other end of a veth in the namespace of the host; 0 if it is unknown.
         is_up: True if the link is administratively up.
         addresses: all addresses of the link, of both families.
+        has_ipv6: True if IPv6 is enabled on the link.
+        hop_limit: hop limit of IPv6 packets that leave by the link; None if it is unknown.
+        xdp: the option by which `ip link set` removes the XDP program of the link; "" without a program.
+        programs: directions, ingress or egress, in which eBPF programs of traffic control see the packets.
+        has_filters: True if the link may have filters of traffic control.
     """
 
     name: str
@@ -59,6 +64,25 @@ class ContainerLink(Struct, frozen=True, kw_only=True):
     peer: int = 0
     is_up: bool = True
     addresses: frozenset[IpAddress] = frozenset()
+    has_ipv6: bool = True
+    hop_limit: int | None = None
+    xdp: str = ""
+    programs: tuple[str, ...] = ()
+    has_filters: bool = False
+
+
+class NamespaceSettings(Struct, frozen=True, kw_only=True):
+    """The sysctls in the namespace of a container that stop its own packets.
+
+    Attributes:
+        ports: the local ports of connections that a program opens (ip_local_port_range).
+        reserved: the ports that the kernel never chooses (ip_local_reserved_ports).
+        ttl: TTL of IPv4 packets (ip_default_ttl).
+    """
+
+    ports: range
+    reserved: tuple[range, ...] = ()
+    ttl: int = 64
 
 
 class SetNeighbour(Struct, frozen=True, kw_only=True):
@@ -111,6 +135,9 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         silent: addresses of the namespace that did not answer an ICMP echo request of this host.
         ruleset: the rules of netfilter in the namespace; empty if they were not read.
         policies: the IPsec policies in the namespace; empty if they were not read.
+        taking_filters: filters of traffic control at links of the namespace that took packets; empty if they
+            were not read.
+        settings: the sysctls of the namespace; None if they were not read.
     """
 
     pid: int
@@ -123,6 +150,8 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
     silent: frozenset[IpAddress] = frozenset()
     ruleset: Ruleset = ()
     policies: tuple[IpsecPolicy, ...] = ()
+    taking_filters: tuple[TakingFilter, ...] = ()
+    settings: NamespaceSettings | None = None
 
     @property
     def mtus(self) -> Mapping[str, int]:

@@ -108,6 +108,7 @@ _BESIDE_THE_PATH = frozenset(
     {
         "certificate-invalid",
         "container-neighbour",
+        "container-setting",
         "daemon-away",
         "forwarding-off",
         "port-closed",

@@ -151,6 +151,7 @@ _PER_FAMILY = 26
 _SENDING_QUEUES = 31  # IFLA_NUM_TX_QUEUES
 _RECEIVING_QUEUES = 32  # IFLA_NUM_RX_QUEUES
 _DUMP_MASK = 29
+_XDP = 43
 _OTHER_NAMESPACE = 37
 # RTM_GETNSID and its attributes (linux/net_namespace.h).
 _GET_NAMESPACE = 90
@@ -166,6 +167,9 @@ _VETH_PEER = 1  # VETH_INFO_PEER (linux/veth.h)
 # Attributes within the part of AF_INET6 in _PER_FAMILY. The sysctls are an array of 32-bit numbers.
 _INET6_SYSCTLS = 2
 _INET6_GENERATION = 8
+_XDP_ATTACHED = 2  # IFLA_XDP_ATTACHED, within _XDP
+_XDP_GENERIC = 2  # XDP_ATTACHED_SKB
+_HOP_LIMIT = 1  # DEVCONF_HOPLIMIT
 _ACCEPT_RA = 3  # DEVCONF_ACCEPT_RA
 _DISABLE_IPV6 = 26  # DEVCONF_DISABLE_IPV6 (linux/ipv6.h)
 _GENERATION_NONE = 1  # IN6_ADDR_GEN_MODE_NONE
@@ -190,6 +194,8 @@ class LinkRecord(Struct, frozen=True, kw_only=True):
         other: index of the other end of the link, or of its lower link; 0 if this namespace contains no such
             link.
         peer: index of the other end in its own namespace; 0 if there is no other end.
+        hop_limit: hop limit of IPv6 packets that leave by the link; None if the kernel has no IPv6.
+        xdp: the option by which `ip link set` removes the XDP program of the link; "" without a program.
     """
 
     index: int
@@ -207,6 +213,8 @@ class LinkRecord(Struct, frozen=True, kw_only=True):
     vxlan: VxlanRecord | None = None
     other: int = 0
     peer: int = 0
+    hop_limit: int | None = None
+    xdp: str = ""
 
 
 def dump_links() -> Request:
@@ -241,7 +249,14 @@ def parse_link(body: bytes) -> LinkRecord:
         vxlan=parse_vxlan(data) if kind == "vxlan" else None,
         other=0 if _OTHER_NAMESPACE in found else integer(found.get(_OTHER, b"")),
         peer=integer(found.get(_OTHER, b"")),
+        hop_limit=_sysctl(ipv6, _HOP_LIMIT),
+        xdp=_xdp(found.get(_XDP, b"")),
     )
+
+
+def _xdp(data: bytes) -> str:
+    attached = integer(attributes(data).get(_XDP_ATTACHED, b""))
+    return "" if not attached else "xdpgeneric" if attached == _XDP_GENERIC else "xdp"
 
 
 def parse_name_set_down(body: bytes) -> str | None:
