@@ -720,7 +720,8 @@ def test_an_ipsec_policy_without_security_association_is_found(healthy: Host) ->
     try:
         found = examine(healthy, exit_code=1)
         assert "ipsec-no-association" in found
-        assert "ip xfrm state: no entry with dst 10.10.10.102" in found["ipsec-no-association"]["evidence"]
+        missing = "ip xfrm state: no entry with src 10.10.10.101 dst 10.10.10.102"
+        assert missing in found["ipsec-no-association"]["evidence"]
         assert "peers-silent" not in found
 
         ends = "src 10.10.10.101 dst 10.10.10.102"
@@ -730,3 +731,21 @@ def test_an_ipsec_policy_without_security_association_is_found(healthy: Host) ->
         assert trouble(healthy) == {}
     finally:
         healthy.run(["sh", "-c", "ip xfrm policy flush; ip xfrm state flush"], check=False)
+
+
+def test_ipsec_policies_that_refuse_unencrypted_packets_are_found(healthy: Host) -> None:
+    policies = (
+        "src 10.10.10.102 dst 10.10.10.101 dir in",
+        "src 10.100.0.0/16 dst 10.100.0.0/16 dir fwd",
+    )
+    template = "tmpl proto esp mode transport level required"
+    healthy.run(["sh", "-c", "; ".join(f"ip xfrm policy add {one} {template}" for one in policies)])
+    try:
+        found = examine(healthy, exit_code=1)
+        assert {code for code, one in found.items() if one["severity"] == "error"} == {"ipsec-no-association"}
+        nouns = "tunnel packets of peers to UDP port 8472 and packets of 10.100.0.0/16"
+        assert found["ipsec-no-association"]["cause"].endswith(f"the kernel drops {nouns}")
+        healthy.run(["sh", "-c", found["ipsec-no-association"]["fix"]])
+        assert trouble(healthy) == {}
+    finally:
+        healthy.run(["ip", "xfrm", "policy", "flush"], check=False)

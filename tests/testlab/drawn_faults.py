@@ -300,7 +300,7 @@ def diversion(draw: random.Random, pair: Pair) -> Fault:
 
 
 def ipsec_block(draw: random.Random, pair: Pair) -> Fault:
-    """A policy against tunnel packets, or against packets of containers."""
+    """A policy against tunnel packets, or against packets of containers. Some require encryption instead."""
     is_in = draw.random() < 0.5
     ends = (ip_network(pair.here.address), ip_network(pair.peer.address))
     source, destination = reversed(ends) if is_in else ends
@@ -312,8 +312,12 @@ def ipsec_block(draw: random.Random, pair: Pair) -> Fault:
     selector += f" {some} dir {'in' if is_in else 'out'}"
     if draw.random() < 0.25:
         selector = f"src {pair.network} dst {pair.network} dir {draw.choice(['fwd', 'out'])}"
-    do = f"ip xfrm policy add {selector} priority {draw.randint(0, 5000)} action block"
-    return Fault(do, f"ip xfrm policy delete {selector}", "ipsec-block")
+    do, undo = f"ip xfrm policy add {selector} priority {draw.randint(0, 5000)}", "ip xfrm policy delete"
+    if draw.random() < 0.5:
+        tunnel = f"tmpl src {source.network_address} dst {destination.network_address} proto esp mode tunnel"
+        template = draw.choice(["tmpl proto esp mode transport", tunnel])
+        return Fault(f"{do} {template}", f"{undo} {selector}", "ipsec-no-association")
+    return Fault(f"{do} action block", f"{undo} {selector}", "ipsec-block")
 
 
 def bridge_down(draw: random.Random, pair: Pair) -> Fault:

@@ -123,6 +123,18 @@ class RouteScope(Struct, frozen=True, kw_only=True):
 _UDP = 17
 
 
+class IpsecEnds(Struct, frozen=True, kw_only=True):
+    """The two ends of a security association of IPsec, or of the association that a policy requires.
+
+    Attributes:
+        source: the sender; the unspecified address for any sender.
+        destination: the receiver; the unspecified address for any receiver.
+    """
+
+    source: IpAddress
+    destination: IpAddress
+
+
 class IpsecPolicy(Struct, frozen=True, kw_only=True):
     """An IPsec policy: the packets that match it, and its action.
 
@@ -136,8 +148,8 @@ class IpsecPolicy(Struct, frozen=True, kw_only=True):
         mark: mark of the packet; only the bits of `mark_mask` are compared.
         priority: the policy with the lowest number decides.
         is_block: True if the policy drops the packets; other policies let packets pass, or encrypt them.
-        ends: for each layer of encryption that the policy requires, the other end of the security
-            association; the unspecified address for the destination of the packet.
+        ends: for each layer of encryption that the policy requires, the ends of the security association;
+            None for the source and the destination of the packet (transport mode).
     """
 
     direction: Literal["in", "out", "forward"]
@@ -153,7 +165,7 @@ class IpsecPolicy(Struct, frozen=True, kw_only=True):
     mark_mask: int = 0
     priority: int = 0
     is_block: bool = False
-    ends: tuple[IpAddress, ...] = ()
+    ends: tuple[IpsecEnds | None, ...] = ()
 
     def may_concern(self, source: IpAddress | None, destination: IpAddress | None, port: int | None) -> bool:
         """Return whether UDP packets between these two endpoints may match the policy; None means any

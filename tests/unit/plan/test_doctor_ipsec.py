@@ -6,10 +6,10 @@ from typing import Literal
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.model.host import Interfaces, IpsecPolicy
+from pyflannel.model.host import Interfaces, IpsecEnds, IpsecPolicy
 from pyflannel.plan.doctor.findings import findings
 from pyflannel.plan.doctor.observed import Observed
-from testlab.healthy_host import HEALTHY, LINKS, THERE, found
+from testlab.healthy_host import HEALTHY, HERE, LINKS, THERE, found
 
 
 def policy(
@@ -29,7 +29,7 @@ def with_policies(*policies: IpsecPolicy) -> Observed:
     return replace(HEALTHY, interfaces=Interfaces(interfaces=LINKS, policies=policies))
 
 
-ANY = "0.0.0.0/0"
+ANY, THERE_32 = "0.0.0.0/0", "10.0.0.2/32"
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,9 @@ def test_an_ipsec_policy_that_drops_packets_is_named(one: IpsecPolicy, evidence:
     assert finding.fix.startswith(fix)
 
 
-ENCRYPTED = policy("out", "10.0.0.1/32", "10.0.0.2/32", is_block=False, ends=(THERE,))
+OUTWARD, INWARD = IpsecEnds(source=HERE, destination=THERE), IpsecEnds(source=THERE, destination=HERE)
+
+ENCRYPTED = policy("out", "10.0.0.1/32", "10.0.0.2/32", is_block=False, ends=(OUTWARD,))
 
 
 def test_a_policy_whose_security_association_does_not_exist_is_named() -> None:
@@ -76,26 +78,75 @@ def test_a_policy_whose_security_association_does_not_exist_is_named() -> None:
     assert (one.code, one.severity) == ("ipsec-no-association", "error")
     assert one.evidence == (
         "ip xfrm policy: src 10.0.0.1/32 dst 10.0.0.2/32 dir out action allow priority 100",
-        "ip xfrm state: no entry with dst 10.0.0.2",
+        "ip xfrm state: no entry with src 10.0.0.1 dst 10.0.0.2",
     )
     assert one.fix.startswith("ip xfrm policy delete src 10.0.0.1/32 dst 10.0.0.2/32 dir out  #")
+
+
+IN_TRANSPORT = policy("in", "10.0.0.2/32", "10.0.0.1/32", is_block=False, ends=(None,))
+FORWARDED = policy("forward", "10.100.16.0/24", "10.100.15.0/24", is_block=False, ends=(INWARD,))
+BETWEEN_CONTAINERS = policy("out", "10.100.15.0/24", "10.100.16.0/24", is_block=False, ends=(OUTWARD,))
+
+
+@pytest.mark.parametrize(
+    ("one", "noun", "missing"),
+    [
+        (IN_TRANSPORT, "tunnel packets of peers to UDP port 8472", "src 10.0.0.2 dst 10.0.0.1"),
+        (FORWARDED, "packets of 10.100.0.0/16", "src 10.0.0.2 dst 10.0.0.1"),
+        (BETWEEN_CONTAINERS, "packets of 10.100.0.0/16", "src 10.0.0.1 dst 10.0.0.2"),
+    ],
+)
+def test_a_policy_is_named_for_received_and_forwarded_packets(
+    one: IpsecPolicy, noun: str, missing: str
+) -> None:
+    """The kernel does not accept an unencrypted packet. An association of another peer does not help."""
+    elsewhere = IpsecEnds(source=IPv4Address("10.0.0.9"), destination=HERE)
+
+    finding = found(replace(with_policies(one), associations=frozenset({elsewhere})))
+
+    assert (finding.code, finding.severity) == ("ipsec-no-association", "error")
+    assert finding.cause.endswith(f"the kernel drops {noun}")
+    assert finding.evidence[1] == f"ip xfrm state: no entry with {missing}"
+
+
+@pytest.mark.parametrize(
+    ("one", "code"),
+    [
+        (policy("in", THERE_32, ANY, protocol=1), "echo-ignored"),
+        (policy("in", THERE_32, ANY, protocol=1, source_port=0, source_port_mask=0xFFFF), "probe-dropped"),
+        (policy("out", ANY, THERE_32, protocol=1, source_port=8, source_port_mask=0xFFFF), "probe-dropped"),
+        (policy("in", THERE_32, ANY, protocol=1, is_block=False, ends=(None,)), "probe-dropped"),
+    ],
+)
+def test_a_policy_that_drops_only_probes_is_a_warning(one: IpsecPolicy, code: str) -> None:
+    """Packets of containers arrive, but the peer seems silent, or this host seems silent to the peer."""
+    finding = next(
+        one for one in findings(replace(with_policies(one), associations=frozenset())) if one.code == code
+    )
+
+    assert finding.severity == "warning"
+    assert finding.fix.startswith("ip xfrm policy delete src ")
 
 
 @pytest.mark.parametrize(
     ("one", "associations"),
     [
-        (ENCRYPTED, frozenset({THERE})),
+        (ENCRYPTED, frozenset({OUTWARD})),
         (ENCRYPTED, None),  # unreadable
         (replace(ENCRYPTED, ends=()), frozenset()),
-        (replace(ENCRYPTED, ends=(IPv4Address("0.0.0.0"),)), frozenset({THERE})),
+        (replace(ENCRYPTED, ends=(None,)), frozenset({OUTWARD})),
+        (replace(ENCRYPTED, ends=(replace(OUTWARD, source=IPv4Address("0.0.0.0")),)), frozenset({OUTWARD})),
         (replace(ENCRYPTED, destination=IPv4Network("10.0.0.3/32")), frozenset()),
         (replace(ENCRYPTED, direction="in"), frozenset()),
+        (IN_TRANSPORT, frozenset({INWARD})),
+        (FORWARDED, frozenset({INWARD})),
+        (BETWEEN_CONTAINERS, frozenset({OUTWARD})),
     ],
 )
 def test_a_policy_that_the_kernel_can_fulfil_is_no_finding(
-    one: IpsecPolicy, associations: frozenset[IPv4Address] | None
+    one: IpsecPolicy, associations: frozenset[IpsecEnds] | None
 ) -> None:
-    """In transport mode, the policy names no other end: it is the destination of the packet."""
+    """In transport mode, the ends of the association are those of the packet."""
     assert findings(replace(with_policies(one), associations=associations)) == ()
 
 

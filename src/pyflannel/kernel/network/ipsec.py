@@ -5,14 +5,13 @@ import contextlib
 from pyflannel.errors import TargetError
 from pyflannel.kernel.network.namespaces import in_namespace_of
 from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.model.host import IpsecPolicy
-from pyflannel.model.network_config import IpAddress
+from pyflannel.model.host import IpsecEnds, IpsecPolicy
 from pyflannel.wire.netlink import xfrm
 from pyflannel.wire.netlink.message import Message
 
 
-async def security_associations() -> frozenset[IpAddress] | None:
-    """Return the destinations of the negotiated security associations; None if they cannot be read."""
+async def security_associations() -> frozenset[IpsecEnds] | None:
+    """Return the ends of the negotiated security associations; None if they cannot be read."""
     try:
         with contextlib.closing(RequestSocket(xfrm.PROTOCOL)) as requests:
             return frozenset(await requests.dump(xfrm.dump_associations(), xfrm.parse_association))

@@ -6,7 +6,7 @@ from shlex import quote
 from msgspec import Struct, field
 
 from pyflannel.model.fast_path import BpfProgram
-from pyflannel.model.host import Interfaces, IpsecPolicy, TakingFilter
+from pyflannel.model.host import Interfaces, IpsecEnds, IpsecPolicy, TakingFilter
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.netfilter import Ruleset
@@ -280,7 +280,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         xdp_links: links with an XDP program.
         taking_filters: filters of traffic control at the links of the overlay that took packets.
         underlay_ports: ports of the underlay if the underlay is a bridge.
-        associations: the destinations of the security associations of IPsec; None if they are unreadable.
+        associations: the ends of the security associations of IPsec; None if they are unreadable.
         docker0_ports: number of containers at docker0, if it exists.
         docker: the Docker engine; None if it does not run.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
@@ -330,7 +330,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     xdp_links: frozenset[str] = frozenset()
     taking_filters: tuple[TakingFilter, ...] = ()
     underlay_ports: tuple[str, ...] = ()
-    associations: frozenset[IpAddress] | None = None
+    associations: frozenset[IpsecEnds] | None = None
     docker0_ports: int = 0
     docker: DockerEngine | None = None
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import Loss, NarrowPath, PeerReach, PingReport, PingStep, StepName
 from pyflannel.model.status import Finding, Severity, Status
+from pyflannel.plan.doctor.ipsec import CODES as OF_IPSEC
 from pyflannel.plan.doctor.ipsec import of_tunnel
 from pyflannel.plan.doctor.observed import BadNeighbour, resolution, some
 
@@ -147,7 +148,7 @@ def _obstacle(found: Iterable[Finding], *, on_underlay: bool) -> Finding | None:
             return one
         if one.severity != "error" or one.code in _BESIDE_THE_PATH:
             continue
-        is_behind = one.code in _BEHIND_THE_UNDERLAY or (one.code == "ipsec-block" and not of_tunnel(one))
+        is_behind = one.code in _BEHIND_THE_UNDERLAY or (one.code in OF_IPSEC and not of_tunnel(one))
         if not (is_behind if on_underlay else one.code in _ON_THE_UNDERLAY):
             return one
     return None

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Literal
 
-from pyflannel.model.host import IpsecPolicy
+from pyflannel.model.host import IpsecEnds, IpsecPolicy
 from pyflannel.model.network_config import IpAddress, IpNetwork
 from pyflannel.wire.netlink.message import DUMP, INET, INET6, Request, attributes, unpack
 
@@ -33,8 +33,9 @@ _GET_POLICY, _GET_DEFAULT = 0x15, 0x28
 _POLICY = struct.Struct("=16s16s2s2s2s2sHBBB3xi4x64x32xI4xBB6x")
 _MARK = struct.Struct("=II")
 _MARK_ATTRIBUTE, _TEMPLATES = 21, 5
-_TEMPLATE = struct.Struct("=16s8xH2x16x4x2xB13x")
-_ASSOCIATION = struct.Struct("=56x16sI4x16x64x32x12x8xH")
+_TEMPLATE = struct.Struct("=16s8xH2x16s4xBxB13x")
+_TRANSPORT = 0
+_ASSOCIATION = struct.Struct("=56x16sI4x16s64x32x12x8xH")
 _GET_ASSOCIATION = 0x12
 _DEFAULT = struct.Struct("=BBB")
 _DIRECTIONS: Mapping[int, Literal["in", "out", "forward"]] = {0: "in", 1: "out", 2: "forward"}
@@ -86,11 +87,22 @@ def parse_policy(body: bytes) -> IpsecPolicy | None:
         priority=priority,
         is_block=action == _BLOCK,
         ends=tuple(
-            _address(end, end_family)
-            for end, end_family, is_optional in _TEMPLATE.iter_unpack(templates)
+            _ends_of_template(source, destination, end_family, mode)
+            for destination, end_family, source, mode, is_optional in _TEMPLATE.iter_unpack(templates)
             if not is_optional
         ),
     )
+
+
+def _ends_of_template(source: bytes, destination: bytes, family: int, mode: int) -> IpsecEnds | None:
+    """Return the ends that a template requires; None in transport mode, in which the kernel ignores the
+    addresses of the template and uses the addresses of the packet.
+
+    Source: net/xfrm/xfrm_policy.c, xfrm_tmpl_resolve_one, xfrm_state_ok.
+    """
+    if mode == _TRANSPORT:
+        return None
+    return IpsecEnds(source=_address(source, family), destination=_address(destination, family))
 
 
 def dump_associations() -> Request:
@@ -98,16 +110,18 @@ def dump_associations() -> Request:
     return Request(_GET_ASSOCIATION, DUMP, b"")
 
 
-def parse_association(body: bytes) -> IpAddress | None:
-    """Return the destination of a security association; None if a daemon has not negotiated it yet.
+def parse_association(body: bytes) -> IpsecEnds | None:
+    """Return the ends of a security association; None if a daemon has not negotiated it yet.
 
     Raises:
         WireError: fewer bytes than its layout needs.
     """
     if len(body) < _ASSOCIATION.size:
         unpack(_ASSOCIATION, body)
-    end, spi, family = _ASSOCIATION.unpack_from(body)
-    return _address(end, family) if spi else None
+    destination, spi, source, family = _ASSOCIATION.unpack_from(body)
+    if not spi:
+        return None
+    return IpsecEnds(source=_address(source, family), destination=_address(destination, family))
 
 
 def _address(address: bytes, family: int) -> IpAddress:
