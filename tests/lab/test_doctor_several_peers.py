@@ -68,6 +68,21 @@ def test_a_wrong_mac_address_of_the_gateway_is_the_only_error(four: list[Host]) 
     wait_until(lambda: examined(host) == [], what="doctor finds nothing again", deadline_s=60.0)
 
 
+def test_a_small_ttl_of_the_host_is_the_only_error(four: list[Host]) -> None:
+    """Two peers are behind a router, which drops the tunnel packets of this host."""
+    host = four[0]
+    wait_until(lambda: examined(host) == [], what="doctor finds nothing", deadline_s=60.0)
+    host.run(["sh", "-c", "sysctl -qw net.ipv4.ip_default_ttl=1; ip link set flannel.1 type vxlan ttl 2"])
+
+    (found,) = [one for one in examined(host) if one["severity"] == "error"]
+
+    assert found["code"] == "ttl-low"
+    lines = ["net.ipv4.ip_default_ttl = 1", "ip -details link show dev flannel.1: ttl 2"]
+    assert found["evidence"][:2] == lines
+    host.run(["sh", "-c", found["fix"]])
+    wait_until(lambda: examined(host) == [], what="doctor finds nothing again", deadline_s=60.0)
+
+
 def test_a_path_that_loses_packets_is_named(overlay: Overlay, four: list[Host]) -> None:
     """The router between the hosts drops a part of the packets."""
     host, router = four[0], overlay.lab.router

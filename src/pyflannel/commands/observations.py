@@ -45,11 +45,13 @@ from pyflannel.kernel.host.packet_path import (
     is_ethernet,
     is_strict,
     lacks_arp,
+    own_ttl,
     policy_rules,
     port_mtus,
     shapers,
     taking_filters,
     tracked_connections,
+    tunnel_ttl,
     unforwarded,
     xdp_links,
 )
@@ -149,7 +151,7 @@ async def observe_family(
     if membership.subnet is not None:
         peers.pop(membership.subnet, None)
     membership = replace(membership, peers=dict(sorted(peers.items(), key=lambda one: one[0] not in early)))
-    interfaces = host.interfaces
+    interfaces, backend = host.interfaces, status.backend
     bridges = bridges_of_containers(interfaces, membership, family, is_alone=is_alone)
     names = [one.name for one in interfaces.interfaces]
     permanent = await _set_neighbours()
@@ -169,6 +171,12 @@ async def observe_family(
         ruleset=host.read.ruleset,
         answers=await _route_answers(status, membership, next(iter(bridges), None), family),
         marked_answers=await _marked_answers(status, membership, next(iter(bridges), None), family),
+        own_ttl=own_ttl(membership.underlay or "", family),
+        tunnel_ttl=(
+            await tunnel_ttl(backend.link)
+            if backend is not None and backend.type == "vxlan" and backend.link
+            else None
+        ),
         interfaces=interfaces,
         programs=host.programs,
         on_link=on_link(interfaces, membership),

@@ -235,6 +235,20 @@ def test_other_faults_of_ipv6_are_named() -> None:
     assert found(replace(HEALTHY, interfaces=links)).code == "overlay-address"
 
 
+def test_the_hop_limit_of_the_underlay_is_evaluated() -> None:
+    peers = {PEER: IPv6Address("2001:db8:9::2")}
+    seen = replace(HEALTHY, own_ttl=2, membership=replace(HEALTHY.membership, peers=peers))
+
+    (one,) = [one for one in findings(seen) if one.code == "ttl-low"]
+
+    assert one.severity == "error"
+    assert one.evidence == (
+        "net.ipv6.conf.eth0.hop_limit = 2",
+        "a router is on the path to 2001:db8:9::2",
+    )
+    assert one.fix == "sysctl -w net/ipv6/conf/eth0/hop_limit=64"
+
+
 def test_the_device_of_each_family_is_compared_with_the_lease() -> None:
     away = replace(ALONE, is_live=False)
     device = Link(

@@ -202,6 +202,15 @@ def test_packets_of_the_mtu_of_the_route_are_sufficient_for_a_ping() -> None:
         assert report.stops == place
 
 
+def test_a_small_ttl_explains_that_the_store_does_not_respond() -> None:
+    expiring = replace(DROPPED, code="ttl-low")
+
+    (one,) = with_peers((replace(AWAY, code="store-away"), expiring), [], STATUS)
+
+    assert one.code == "ttl-low"
+    assert one.evidence == (f"consequence: {AWAY.cause}",)
+
+
 def test_peers_to_which_the_host_has_no_route_are_named_with_the_reason() -> None:
     reason = "this host has no usable route to the destination"
     lost = PeerReach(

@@ -80,6 +80,24 @@ def is_ethernet(link: str) -> bool:
 _NO_ARP, _ETHERNET = 0x80, 1
 
 
+def own_ttl(link: str, family: Family) -> int | None:
+    """Return the TTL of the packets that this host sends by a link, or their hop limit; None if it is
+    unreadable. IPv6 uses the setting of the link (ip6_dst_hoplimit in net/ipv6/output_core.c).
+    """
+    return _number(_IPV4 / "ip_default_ttl" if family == 4 else _IPV6 / f"{link}/hop_limit")
+
+
+async def tunnel_ttl(link: str) -> int | None:
+    """Return the TTL of the outer packets of a vxlan device; None if the device uses the TTL of the host,
+    or its TTL is unreadable.
+    """
+    with contextlib.suppress(TargetError, ValueError, KeyError, TypeError, IndexError):
+        ran = await run_program("ip", "-json", "-details", "link", "show", "dev", link)
+        value = json.loads(ran.output)[0]["linkinfo"]["info_data"]["ttl"]
+        return value if isinstance(value, int) and value else None
+    return None
+
+
 def port_mtus(bridge: str) -> dict[str, int]:
     """Return the MTU of each port of a bridge, in bytes, by name."""
     with contextlib.suppress(OSError):

@@ -253,6 +253,8 @@ class Observed(Struct, frozen=True, kw_only=True):
         unforwarded: links whose packets the host does not forward, although it forwards packets of other
             links.
         strict: links with a strict reverse path filter.
+        own_ttl: TTL or hop limit of the packets that this host sends by its underlay; None if unreadable.
+        tunnel_ttl: TTL of the outer packets of the vxlan device; None if the device uses `own_ttl`.
         ruleset: all rules of netfilter, except those in the tables of pyflannel.
         answers: answers of the kernel about the routes of packets.
         marked_answers: answers about packets of containers to a peer, with the mark of a policy rule. It is
@@ -307,6 +309,8 @@ class Observed(Struct, frozen=True, kw_only=True):
     forwards: bool | None = True
     unforwarded: frozenset[str] = frozenset()
     strict: frozenset[str] = frozenset()
+    own_ttl: int | None = None
+    tunnel_ttl: int | None = None
     ruleset: Ruleset = ()
     answers: tuple[RouteAnswer, ...] = ()
     marked_answers: tuple[RouteAnswer, ...] = ()

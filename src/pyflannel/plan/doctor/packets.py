@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from shlex import quote
 
-from pyflannel.model.network_config import Family
+from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.route import Route
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, shown, some
@@ -67,6 +67,55 @@ def _routers_on(seen: Observed) -> list[str]:
 def forwarded(*links: str) -> str:
     """Return the command that makes the host forward the packets that arrive at these links."""
     return f"sysctl -w {' '.join(quote(f'net/ipv4/conf/{link}/forwarding=1') for link in links)}"
+
+
+def _short_life(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that routers drop packets of this host, because their TTL is small.
+
+    A vxlan device may have its own TTL; the other tunnels use the TTL of the host, and the programs of the
+    fast path a constant. Packets of containers have the TTL of the container.
+    """
+    status, link = seen.status, seen.membership.underlay or ""
+    backend, path = status.backend, status.fast_path
+    lines, commands = [], []
+    if seen.own_ttl is not None and seen.own_ttl < _SMALL_TTL:
+        name = _TTL[seen.family].format(link)
+        lines.append(f"{name.replace('/', '.')} = {seen.own_ttl}")
+        commands.append(f"sysctl -w {quote(f'{name}={_USUAL_TTL}')}")
+    if backend is not None and seen.tunnel_ttl is not None and seen.tunnel_ttl < _SMALL_TTL:
+        lines.append(f"ip -details link show dev {backend.link}: ttl {seen.tunnel_ttl}")
+        commands.append(f"ip link set dev {quote(backend.link or '')} type vxlan ttl auto")
+    if not lines:
+        return
+    is_tunnel = backend is not None and backend.port is not None
+    if is_tunnel and backend is not None and backend.type == "udp":
+        is_tunnel = path is None or path.mode not in ("safe", "flow")
+    of_tunnel = seen.tunnel_ttl or seen.own_ttl or _USUAL_TTL
+    far = list(_behind_routers(seen))
+    is_lost = is_tunnel and of_tunnel < _FEW_ROUTERS and bool(far)
+    least = min(ttl for ttl in (seen.own_ttl, seen.tunnel_ttl) if ttl is not None)
+    routers = "the first router drops" if least <= 1 else f"a path of {least} routers loses"
+    yield Finding(
+        code="ttl-low",
+        severity="error" if is_lost else "warning",
+        cause=f"{routers} packets of this host, because their TTL is {least}",
+        evidence=some([*lines, *(f"a router is on the path to {one}" for one in far)]),
+        fix="; ".join(commands),
+    )
+
+
+_TTL: Mapping[Family, str] = {4: "net.ipv4.ip_default_ttl", 6: "net/ipv6/conf/{}/hop_limit"}
+
+_SMALL_TTL, _FEW_ROUTERS, _USUAL_TTL = 32, 8, 64
+"""A TTL below the first number is too small for long paths. A TTL below the second number is too small for
+many networks of one organisation. The third number is the default of the kernel."""
+
+
+def _behind_routers(seen: Observed) -> Iterator[IpAddress]:
+    """Yield the addresses of peers that this host reaches only through routers."""
+    for address in dict.fromkeys(seen.membership.peers.values()):
+        if not any(address in prefix for prefix in seen.on_link):
+            yield address
 
 
 def _reverse_path(seen: Observed) -> Iterator[Finding]:
@@ -224,6 +273,7 @@ def _local_routes(seen: Observed) -> Iterator[Finding]:
 
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     forwarding,
+    _short_life,
     _source_refused,
     _diverted,
     _diverted_by_mark,

@@ -257,6 +257,11 @@ def with_peers(
     if of_store is not None:
         found = [_before_the_store(of_store, one) if one.code == "store-away" else one for one in found]
     kept, consequences = list(found), dict[Finding, list[str]]()
+    expiring = next((one for one in found if one.code == "ttl-low" and one.severity == "error"), None)
+    for one in found if expiring is not None else ():
+        if one.code == "store-away" and expiring is not None:
+            kept.remove(one)
+            consequences.setdefault(expiring, []).append(f"consequence: {one.cause}")
     for one in reach_findings(reach, status, neighbours):
         on_underlay = one.code not in _BEYOND_THE_UNDERLAY
         cause = None if one.severity == "info" else _obstacle(found, on_underlay=on_underlay)
