@@ -1,6 +1,9 @@
 """flannelctl doctor finds a fault that concerns only some of several peers."""
 
+import contextlib
+import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,8 +47,12 @@ def test_each_of_three_peers_behind_an_asymmetric_route_is_found(four: list[Host
     one.run(["sh", "-c", "ip link delete way; sysctl -qw net/ipv4/conf/all/rp_filter=0"])
 
 
-def test_a_wrong_mac_address_of_the_gateway_is_the_only_error(four: list[Host]) -> None:
-    """The store and some peers are behind the gateway. Their silence is a consequence."""
+def test_a_fault_of_all_packets_is_the_only_error(overlay: Overlay, four: list[Host]) -> None:
+    """The store and some peers are behind the gateway, which has a wrong MAC address. Their silence is a
+    consequence.
+
+    Then a peer also has the address of the host, before the store responds again.
+    """
     host = four[0]
     gateway = host.run(["ip", "route", "show", "default"]).stdout.split()[2]
     wait_until(lambda: examined(host) == [], what="doctor finds nothing", deadline_s=60.0)
@@ -64,8 +71,35 @@ def test_a_wrong_mac_address_of_the_gateway_is_the_only_error(four: list[Host]) 
     (error,) = [one for one in found if one["severity"] == "error"]
     assert error["code"] == "neighbour-set"
     assert error["cause"] == f"the MAC address of {gateway}, on the path to the store, was set manually"
-    host.run(["sh", "-c", error["fix"]])
-    wait_until(lambda: examined(host) == [], what="doctor finds nothing again", deadline_s=60.0)
+    with address_of_two_hosts(overlay, host, four[1]) as mac:
+        host.run(["sh", "-c", error["fix"]])
+        taken, held = examined(host), examined(four[1])
+    (error,) = [one for one in taken if one["severity"] == "error"]
+    assert error["evidence"][0] == f"{mac} answers an ARP probe for {host.address} at eth0"
+    assert error["evidence"][1].startswith("consequence: the store does not respond")
+    (error,) = [one for one in held if one["severity"] == "error"]
+    assert (error["code"], error["fix"]) == ("peer-address", f"ip address delete {host.address}/32 dev eth0")
+    assert "peers-refused" not in [one["code"] for one in held]
+    for one in (host, four[1]):
+        wait_until(lambda one=one: examined(one) == [], what="doctor finds nothing again", deadline_s=60.0)
+
+
+@contextlib.contextmanager
+def address_of_two_hosts(overlay: Overlay, one: Host, other: Host) -> Iterator[str]:
+    """Give a host the address of another host, and give its MAC address. The router sends all packets for the
+    address to it, as after an announcement by ARP.
+    """
+    router = overlay.lab.router
+    (link,) = json.loads(other.run(["ip", "-json", "link", "show", "dev", "eth0"]).stdout)
+    (route,) = json.loads(router.run(["ip", "-json", "route", "get", str(one.address)]).stdout)
+    entry = [str(one.address), "dev", route["dev"]]
+    other.run(["ip", "address", "add", f"{one.address}/32", "dev", "eth0"])
+    router.run(["ip", "neighbour", "replace", *entry, "lladdr", link["address"], "nud", "permanent"])
+    try:
+        yield link["address"]
+    finally:
+        other.run(["ip", "address", "delete", f"{one.address}/32", "dev", "eth0"])
+        router.run(["ip", "neighbour", "delete", *entry])
 
 
 def test_a_small_ttl_of_the_host_is_the_only_error(four: list[Host]) -> None:

@@ -25,6 +25,7 @@ from pyflannel.commands.reach import (
 from pyflannel.errors import NotReadyError, TargetError, WireError
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.kernel.host.packet_path import ask_route
+from pyflannel.kernel.network.address_probe import other_holder
 from pyflannel.kernel.network.echo import clock_offsets
 from pyflannel.kernel.network.link_watch import LinkWatch
 from pyflannel.model.lease import LeaseEntry
@@ -34,8 +35,9 @@ from pyflannel.model.status import Finding, Status, StoreTimes
 from pyflannel.plan.doctor.coverage import coverage, partly_examined
 from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
+from pyflannel.plan.doctor.links import address_taken
 from pyflannel.plan.doctor.observed import BadNeighbour, LinkSetter, Observed
-from pyflannel.plan.doctor.peers import clock_findings, loss_findings, with_peers
+from pyflannel.plan.doctor.peers import clock_findings, is_cut_off, loss_findings, with_peers
 from pyflannel.plan.doctor.store import store_findings, under_their_cause
 from pyflannel.ports import in_thread
 from pyflannel.processes.found import find_link_setters
@@ -80,12 +82,22 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     for (family, (status, leases)), reach, lossy in zip(views.items(), reached, losses, strict=True):
         probed = len([*peers_of(status, leases)]) if reach else 0
         partly = partly_examined([("{} peers were probed", len(reach), probed)])
-        own = under_their_cause((*common, *found.get(family, ()), *partly, *lossy))
+        taken = await _taken_address(status) if is_cut_off(reach, status) else ()
+        own = under_their_cause((*taken, *common, *found.get(family, ()), *partly, *lossy))
         silent_peers = (
             one.public_ip for one in reach if not one.is_reached and one.underlay.state != "reached"
         )
         complete += with_peers(own, reach, status, await _on_the_way(silent_peers, status, entries), of_store)
     return merged(complete)
+
+
+async def _taken_address(status: Status) -> tuple[Finding, ...]:
+    """Return the finding that another host has the address of this host on the underlay."""
+    underlay = status.underlay
+    if underlay is None or not isinstance(underlay.address, IPv4Address):
+        return ()
+    mac = await other_holder(underlay.link, underlay.address)
+    return () if mac is None else (address_taken(underlay.link, underlay.address, mac),)
 
 
 async def _examined_until(

@@ -1,12 +1,16 @@
 """The findings of doctor about the links of the host and the kernel's tables for them."""
 
+from ipaddress import IPv4Address
+
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.model.host import Interfaces
+from pyflannel.model.host import Interface, Interfaces
+from pyflannel.model.status import RefusedPeer, StrangerStatus
 from pyflannel.plan.doctor.findings import SAFE, findings
+from pyflannel.plan.doctor.links import address_taken
 from pyflannel.plan.doctor.observed import LinkSetter, Observed
-from testlab.healthy_host import HEALTHY, LINKS, found, interface
+from testlab.healthy_host import HEALTHY, HERE, LINKS, NETWORK, OWN, PEER, THERE, found, interface
 
 
 @pytest.mark.parametrize(("count", "severity"), [(900, "warning"), (999, "warning"), (1000, "error")])
@@ -64,3 +68,64 @@ def test_a_bridge_that_was_set_down_during_the_examination_is_named(seen: Observ
     assert (one.code, one.severity) == ("bridge-unstable", "error")
     assert one.evidence == ("ip monitor link: docker0 was set down 3 times during the examination",)
     assert one.fix.startswith("ip link set docker0 up  # first stop the program")
+
+
+def with_links(*links: Interface, **status: object) -> Observed:
+    return replace(
+        HEALTHY,
+        interfaces=Interfaces(interfaces=links),
+        status=replace(HEALTHY.status, peers=1, **status),
+    )
+
+
+def sender_of(inner: IPv4Address) -> StrangerStatus:
+    """Return the peer as a sender whose packets were dropped because of their inner source."""
+    return StrangerStatus(
+        address=THERE,
+        reason="impostor",
+        packets=3,
+        age_s=1.0,
+        inner_source=inner,
+        inner_destination=OWN[2],
+        cause="it has no lease for the source",
+        hint="flannelctl leases",
+    )
+
+
+def test_a_sender_is_no_stranger_once_its_lease_contains_the_source() -> None:
+    """The packets were dropped because of an earlier state of this host or of the leases."""
+    assert findings(with_links(*LINKS, strangers=(sender_of(PEER[2]),))) == ()
+    assert found(with_links(*LINKS, strangers=(sender_of(NETWORK[2]),))).code == "stranger"
+
+
+def test_an_address_of_a_peer_at_an_interface_is_the_only_finding() -> None:
+    """The refused peer and its dropped packets are consequences."""
+    refused = RefusedPeer(subnet=PEER, public_ip=THERE, reason=f"{THERE} is an address of this host")
+    stranger = sender_of(NETWORK[2])
+    held = interface("eth0", "10.0.0.1/24", f"{THERE}/32")
+
+    one = found(with_links(held, *LINKS[1:], refused_peers=(refused,), strangers=(stranger,)))
+
+    assert (one.code, one.severity) == ("peer-address", "error")
+    assert one.evidence == (
+        "eth0 has 10.0.0.2/32, the address of a peer",
+        "consequence: 10.100.16.0/24 at 10.0.0.2 is refused",
+    )
+    assert one.fix == "ip address delete 10.0.0.2/32 dev eth0"
+
+
+def test_a_peer_that_publishes_the_address_of_this_host_is_no_wrong_address() -> None:
+    peers = {PEER: HERE}
+    refused = RefusedPeer(subnet=PEER, public_ip=HERE, reason="two living hosts share an address")
+    seen = with_links(*LINKS, refused_peers=(refused,))
+
+    one = found(replace(seen, membership=replace(seen.membership, peers=peers)))
+
+    assert one.code == "peers-refused"
+
+
+def test_a_host_with_the_address_of_this_host_is_named_by_its_mac_address() -> None:
+    one = address_taken("eth0", HERE, "02:00:00:00:00:02")
+
+    assert one.evidence == ("02:00:00:00:00:02 answers an ARP probe for 10.0.0.1 at eth0",)
+    assert one.fix.startswith("ip -br link | grep -i 02:00:00:00:00:02  #")

@@ -16,9 +16,9 @@ from pyflannel.model.probe import (
     ProbeState,
     StepName,
 )
-from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status
+from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status, StoreStatus
 from pyflannel.plan.doctor.observed import BadNeighbour
-from pyflannel.plan.doctor.peers import joined, judged, loss_findings, with_peers
+from pyflannel.plan.doctor.peers import is_cut_off, joined, judged, loss_findings, with_peers
 
 STATUS = Status(version="1", backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, port=8472))
 PEER = LeaseEntry(
@@ -202,12 +202,11 @@ def test_packets_of_the_mtu_of_the_route_are_sufficient_for_a_ping() -> None:
         assert report.stops == place
 
 
-def test_a_small_ttl_explains_that_the_store_does_not_respond() -> None:
-    expiring = replace(DROPPED, code="ttl-low")
+@pytest.mark.parametrize("code", ["ttl-low", "address-taken"])
+def test_a_fault_of_all_packets_explains_that_the_store_does_not_respond(code: str) -> None:
+    (one,) = with_peers((replace(AWAY, code="store-away"), replace(DROPPED, code=code)), [], STATUS)
 
-    (one,) = with_peers((replace(AWAY, code="store-away"), expiring), [], STATUS)
-
-    assert one.code == "ttl-low"
+    assert one.code == code
     assert one.evidence == (f"consequence: {AWAY.cause}",)
 
 
@@ -372,3 +371,21 @@ def test_silent_peers_are_a_consequence_of_a_rule_that_drops_the_replies_to_prob
         (one,) = with_peers((fault,), results, STATUS)
         assert (one.code, one.severity) == ("probe-dropped", "warning")
         assert one.evidence[-1].startswith("consequence: ")
+
+
+@pytest.mark.parametrize(
+    ("is_connected", "results", "expected"),
+    [
+        (False, [reach(1, SILENT, SILENT, None), reach(2, SILENT, SILENT, None)], True),
+        (True, [reach(1, SILENT, SILENT, None)], False),
+        (False, [reach(1, SILENT, SILENT, None), reach(2, REACHED, SILENT, None)], False),
+        (False, [reach(1, SILENT, REACHED)], False),
+        (False, [], False),
+    ],
+)
+def test_a_host_is_cut_off_if_neither_the_store_nor_a_peer_answers(
+    is_connected: bool, results: list[PeerReach], expected: bool
+) -> None:
+    store = StoreStatus(url="etcd://10.0.0.9:2379", is_connected=is_connected)
+
+    assert is_cut_off(results, replace(STATUS, store=store)) is expected

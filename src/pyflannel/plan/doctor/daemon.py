@@ -12,6 +12,7 @@ from pyflannel.model.status import (
     Status,
     StrangerStatus,
 )
+from pyflannel.plan.doctor.links import addresses_of_peers
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 
 RECENT_S = 3600.0
@@ -163,7 +164,8 @@ def waits_for_config(status: Status) -> bool:
 
 
 def _refused_peers(seen: Observed) -> Iterator[Finding]:
-    refused = seen.status.refused_peers
+    held = addresses_of_peers(seen)  # these peers are named with the address
+    refused = [one for one in seen.status.refused_peers if one.public_ip not in held]
     if refused:
         yield Finding(
             code="peers-refused",
@@ -243,8 +245,9 @@ def _uncached(seen: Observed) -> Iterator[Finding]:
 def _strangers(seen: Observed) -> Iterator[Finding]:
     """Yield the senders of dropped tunnel packets, grouped by cause and remedy."""
     alike: dict[tuple[str, str], list[StrangerStatus]] = {}
+    held = addresses_of_peers(seen)
     for one in seen.status.strangers:
-        if one.age_s < RECENT_S:
+        if one.age_s < RECENT_S and one.address not in held and not _is_admitted(one, seen):
             alike.setdefault((one.cause, one.hint), []).append(one)
     for (cause, hint), senders in islice(alike.items(), NAMED):
         is_single = len(senders) == 1
@@ -256,6 +259,14 @@ def _strangers(seen: Observed) -> Iterator[Finding]:
             evidence=some([f"{'' if is_single else f'{one.address}: '}{_traffic(one)}" for one in senders]),
             fix=hint,
         )
+
+
+def _is_admitted(one: StrangerStatus, seen: Observed) -> bool:
+    """Return whether the sender now has the subnet of the inner source, so that its packets are accepted."""
+    return one.reason == "impostor" and any(
+        one.inner_source in subnet and one.address == address
+        for subnet, address in seen.membership.peers.items()
+    )
 
 
 def _traffic(one: StrangerStatus) -> str:

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 from shlex import quote
 
 from pyflannel.model.link import Link
-from pyflannel.model.network_config import Family
+from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.families import items_in
 from pyflannel.plan.doctor.observed import DOCKER_FIX, NAMED, LinkSetter, Observed, resolution, some
@@ -262,6 +262,59 @@ def _addresses(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def addresses_of_peers(seen: Observed) -> dict[IpAddress, tuple[str, str]]:
+    """Return the public addresses of peers that an interface of this host has, with the name of the interface
+    and the address with its prefix length.
+
+    An address that this host publishes itself is not included: two hosts then share it by their leases.
+    """
+    underlay = seen.status.underlay
+    own = () if underlay is None else (underlay.address, underlay.public_ip)
+    peers = {address for address in seen.membership.peers.values() if address not in own}
+    return {
+        held.address.ip: (one.name, str(held.address))
+        for one in seen.interfaces.interfaces
+        for held in one.addresses
+        if held.address.ip in peers
+    }
+
+
+def _peer_addresses(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that this host has addresses of peers on the underlay: it delivers the packets for
+    them to itself, and drops packets that have one of its own addresses as source.
+    """
+    if held := addresses_of_peers(seen):
+        refused = [one for one in seen.status.refused_peers if one.public_ip in held]
+        yield Finding(
+            code="peer-address",
+            severity="error",
+            cause="this host has addresses of other hosts, so it exchanges no packets with these hosts, and"
+            " takes packets that are for them",
+            evidence=some(
+                [
+                    *(f"{name} has {address}, the address of a peer" for name, address in held.values()),
+                    *(f"consequence: {one.subnet} at {one.host_text} is refused" for one in refused),
+                ]
+            ),
+            fix="; ".join(
+                f"ip address delete {address} dev {quote(name)}" for name, address in [*held.values()][:NAMED]
+            ),
+        )
+
+
+def address_taken(link: str, address: IPv4Address, mac: str) -> Finding:
+    """Return the finding that another host on the link answers for the address of this host."""
+    return Finding(
+        code="address-taken",
+        severity="error",
+        cause=f"another host on the link of {link} also has {address}, so answers to this host go to the"
+        " other host",
+        evidence=(f"{mac} answers an ARP probe for {address} at {link}",),
+        fix=f"ip -br link | grep -i {mac}  # finds the other host, if run on each host; there: ip address"
+        f" delete {address} dev DEVICE",
+    )
+
+
 def _vtep(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that peers send to a MAC address which the vxlan device does not have.
 
@@ -347,6 +400,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     bridge_down,
     _bridge_subnet,
     _addresses,
+    _peer_addresses,
     _public_address,
     _vtep,
 )

@@ -257,11 +257,11 @@ def with_peers(
     if of_store is not None:
         found = [_before_the_store(of_store, one) if one.code == "store-away" else one for one in found]
     kept, consequences = list(found), dict[Finding, list[str]]()
-    expiring = next((one for one in found if one.code == "ttl-low" and one.severity == "error"), None)
-    for one in found if expiring is not None else ():
-        if one.code == "store-away" and expiring is not None:
+    before = next((one for one in found if one.code in _BEFORE_THE_STORE and one.severity == "error"), None)
+    for one in found if before is not None else ():
+        if one.code == "store-away" and before is not None:
             kept.remove(one)
-            consequences.setdefault(expiring, []).append(f"consequence: {one.cause}")
+            consequences.setdefault(before, []).append(f"consequence: {one.cause}")
     for one in reach_findings(reach, status, neighbours):
         on_underlay = one.code not in _BEYOND_THE_UNDERLAY
         cause = None if one.severity == "info" else _obstacle(found, on_underlay=on_underlay)
@@ -274,8 +274,22 @@ def with_peers(
     return tuple(sorted(whole, key=lambda one: ranks[one.severity]))
 
 
+_BEFORE_THE_STORE = frozenset({"address-taken", "ttl-low"})
+"""Codes of the findings about all packets of this host on the underlay, which explain that the store does not
+respond."""
+
 _BEYOND_THE_UNDERLAY = frozenset({"path-mtu", "tunnel-blocked"})
 """Codes of the findings about peers that answer on the underlay."""
+
+
+def is_cut_off(reach: Sequence[PeerReach], status: Status) -> bool:
+    """Return whether neither the store nor any probed peer answers on the underlay."""
+    return (
+        status.store is not None
+        and not status.store.is_connected
+        and bool(reach)
+        and all(not one.is_reached and one.underlay.state != "reached" for one in reach)
+    )
 
 
 def reach_findings(
