@@ -118,7 +118,7 @@ def test_a_small_ttl_of_the_host_is_the_only_error(four: list[Host]) -> None:
 
 
 def test_a_path_that_loses_packets_is_named(overlay: Overlay, four: list[Host]) -> None:
-    """The router between the hosts drops a part of the packets."""
+    """The router between the hosts drops a part of the packets, then a part of the large packets."""
     host, router = four[0], overlay.lab.router
     wait_until(lambda: examined(host) == [], what="doctor finds nothing", deadline_s=60.0)
     chain = "chain c { type filter hook forward priority 0; numgen random mod 10 < 4 drop; }"
@@ -130,5 +130,12 @@ def test_a_path_that_loses_packets_is_named(overlay: Overlay, four: list[Host]) 
         deadline_s=60.0,
     )
 
+    router.run(["nft", "delete table ip lossy"])
+    # The packets may pass the chain up to three times on their way: at the router, and at both switches.
+    large = "chain c { type filter hook forward priority 0; ip length > 1000 numgen random mod 10 < 2 drop; }"
+    router.run(["nft", f"table ip lossy {{ {large}; }}"])
+    (found,) = examined(host)
+    assert found["code"] == "packets-lost"
+    assert found["cause"].startswith("a part of the large packets to ")
     router.run(["nft", "delete table ip lossy"])
     wait_until(lambda: examined(host) == [], what="doctor finds nothing again", deadline_s=60.0)

@@ -11,16 +11,15 @@ from itertools import islice
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
+from pyflannel.commands.losses import losses_to
 from pyflannel.commands.membership import leases_of_host, status_of_host
 from pyflannel.commands.network_client import ControlClient
 from pyflannel.commands.observations import lost_stores, observe_family, observe_host
 from pyflannel.commands.reach import (
-    count_losses,
     ends_of,
     neighbours_of_host,
     peers_of,
     probe_peers,
-    sample_of,
 )
 from pyflannel.errors import NotReadyError, TargetError, WireError
 from pyflannel.kernel.filters.programs import run_program
@@ -30,14 +29,14 @@ from pyflannel.kernel.network.echo import clock_offsets
 from pyflannel.kernel.network.link_watch import LinkWatch
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
-from pyflannel.model.probe import Loss, PeerReach
+from pyflannel.model.probe import PeerReach
 from pyflannel.model.status import Finding, Status, StoreTimes
 from pyflannel.plan.doctor.coverage import coverage, partly_examined
 from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
 from pyflannel.plan.doctor.links import address_taken
 from pyflannel.plan.doctor.observed import BadNeighbour, LinkSetter, Observed
-from pyflannel.plan.doctor.peers import clock_findings, is_cut_off, loss_findings, with_peers
+from pyflannel.plan.doctor.peers import clock_findings, is_cut_off, with_peers
 from pyflannel.plan.doctor.store import store_findings, under_their_cause
 from pyflannel.ports import in_thread
 from pyflannel.processes.found import find_link_setters
@@ -68,7 +67,7 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     found, reached, losses, offsets, times = await asyncio.gather(
         _examined_until(end, places, whole, every_lease, silent),
         asyncio.gather(*reaching.values()),
-        asyncio.gather(*(_losses(*view) for view in views.values())),
+        asyncio.gather(*(losses_to(*view, asyncio.shield(reaching[one])) for one, view in views.items())),
         _clock_offsets(whole, every_lease),
         _store_times(places, whole),
     )
@@ -82,8 +81,9 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     for (family, (status, leases)), reach, lossy in zip(views.items(), reached, losses, strict=True):
         probed = len([*peers_of(status, leases)]) if reach else 0
         partly = partly_examined([("{} peers were probed", len(reach), probed)])
+        reach = [lossy.corrected(one, status) for one in reach]
         taken = await _taken_address(status) if is_cut_off(reach, status) else ()
-        own = under_their_cause((*taken, *common, *found.get(family, ()), *partly, *lossy))
+        own = under_their_cause((*taken, *common, *found.get(family, ()), *partly, *lossy.findings))
         silent_peers = (
             one.public_ip for one in reach if not one.is_reached and one.underlay.state != "reached"
         )
@@ -172,30 +172,6 @@ async def fix(found: Sequence[Finding]) -> list[str]:
             ran = await run_program(*shlex.split(command))
             done += [] if ran.status else [command]
     return done
-
-
-async def _losses(status: Status, leases: list[LeaseEntry]) -> list[Finding]:
-    """Return the finding about peers to which probes are lost. The peers with a loss are probed twice,
-    because a busy host may answer late.
-    """
-    if not status.is_ready:
-        return []
-    with contextlib.suppress(TargetError):
-        peers = sample_of(status, leases)
-        first = await count_losses(status, peers, interval_s=_LOSS_INTERVAL_S)
-        lossy = [one for one in peers if (loss := first.get(one.subnet)) and 0 < loss.lost < loss.sent]
-        second = await count_losses(status, lossy) if lossy else {}
-        sums = {
-            one: Loss(first[one.subnet].sent + loss.sent, first[one.subnet].lost + loss.lost)
-            for one in lossy
-            if (loss := second.get(one.subnet)) is not None
-        }
-        return list(loss_findings(sums, len(first)))
-    return []
-
-
-_LOSS_INTERVAL_S = 0.03
-"""Seconds between two probes of a peer. The examination of the host takes longer than ten probes."""
 
 
 async def _store_times(places: Places, status: Status) -> StoreTimes | None:

@@ -5,7 +5,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 import pytest
 from msgspec.structs import replace
 
+from pyflannel.commands.losses import Losses
 from pyflannel.model.lease import LeaseEntry
+from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import (
     SILENT,
     EchoResult,
@@ -18,7 +20,14 @@ from pyflannel.model.probe import (
 )
 from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status, StoreStatus
 from pyflannel.plan.doctor.observed import BadNeighbour
-from pyflannel.plan.doctor.peers import is_cut_off, joined, judged, loss_findings, with_peers
+from pyflannel.plan.doctor.peers import (
+    is_cut_off,
+    joined,
+    judged,
+    large_loss_findings,
+    loss_findings,
+    with_peers,
+)
 
 STATUS = Status(version="1", backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, port=8472))
 PEER = LeaseEntry(
@@ -362,6 +371,33 @@ def test_a_path_that_loses_packets_is_named(lost: int, is_named: bool) -> None:
     assert [(one.code, one.severity) for one in found] == ([("packets-lost", "warning")] if is_named else [])
     assert all("1 of 4 probed peers" in one.cause for one in found)
     assert all(f"{lost} of 20 probes lost" in line for one in found for line in one.evidence)
+
+
+@pytest.mark.parametrize(("lost", "is_named"), [(4, False), (5, True), (29, True)])
+def test_a_path_that_loses_large_packets_is_named(lost: int, is_named: bool) -> None:
+    """Nothing is known about the MTU of the path."""
+    found = list(large_loss_findings({PEER: Loss(30, lost)}, STATUS, 4))
+
+    assert [(one.code, one.severity) for one in found] == ([("packets-lost", "warning")] if is_named else [])
+    for one in found:
+        assert one.cause.startswith("a part of the large packets to 1 of 4 probed peers is lost")
+        assert one.evidence == (
+            f"10.100.16.0/24 at docker2 (10.0.0.2): {lost} of 30 probes of 1450 bytes lost",
+        )
+        assert one.fix.startswith("ping -c 100 -i 0.1 -s 1422 10.0.0.2  #")
+
+
+@pytest.mark.parametrize(
+    ("passing", "expected"), [(frozenset({PEER.subnet}), 1400), (frozenset[IpNetwork](), 84)]
+)
+def test_a_path_has_the_mtu_of_large_packets_that_arrive_sometimes(
+    passing: frozenset[IpNetwork], expected: int
+) -> None:
+    status = replace(STATUS, path_mtus=(narrow(16, 1400),))
+
+    corrected = Losses((), passing).corrected(reach(16, REACHED, REACHED, 84), status)
+
+    assert corrected.path_mtu == expected
 
 
 def test_silent_peers_are_a_consequence_of_a_rule_that_drops_the_replies_to_probes() -> None:

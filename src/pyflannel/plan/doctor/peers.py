@@ -441,6 +441,45 @@ def loss_findings(losses: Mapping[LeaseEntry, Loss], probed: int) -> Iterator[Fi
         )
 
 
+def large_loss_findings(losses: Mapping[LeaseEntry, Loss], status: Status, probed: int) -> Iterator[Finding]:
+    """Yield the finding that a part of the large packets to peers is lost, although small packets arrive.
+
+    `losses`: the peers with lost probes of the planned size. `probed`: number of probed peers.
+    """
+    lossy = {peer: loss for peer, loss in losses.items() if loss.lost >= loss.sent * _LOSS}
+    if lossy:
+        peer = next(iter(lossy))
+        size = (wanted_size(status, peer.subnet) or 0) - _ECHO_HEADERS[peer.public_ip.version]
+        yield Finding(
+            code="packets-lost",
+            severity="warning",
+            cause=f"a part of the large packets to {len(lossy)} of {probed} probed peers is lost, and small"
+            " packets arrive: the MTU of the path is not the reason",
+            evidence=some(
+                [
+                    f"{peer.subnet} at {_name(peer)}: {loss.lost} of {loss.sent} probes of"
+                    f" {wanted_size(status, peer.subnet)} bytes lost"
+                    for peer, loss in lossy.items()
+                ]
+            ),
+            fix=f"ping -c 100 -i 0.1 -s {max(0, size)} {peer.public_ip}"
+            "  # if these packets are lost too, the underlay loses them: tc -statistics qdisc show;"
+            " ip -statistics link show; nft list ruleset, on both hosts and on the routers",
+        )
+
+
+_ECHO_HEADERS: Mapping[Family, int] = {4: 28, 6: 48}
+"""Bytes of the IP header and of the ICMP header of an echo request, by family."""
+
+
+def wanted_size(status: Status, subnet: IpNetwork) -> int | None:
+    """Return the size in bytes of the largest packets that this host sends to a peer; None if it is
+    unknown.
+    """
+    wanted = status.backend.mtu if status.backend is not None else None
+    return wanted and min(wanted, _on_routes(status).get(subnet, wanted))
+
+
 _SKEW_S = 5.0
 """Minimum difference of two clocks in seconds that is reported as a finding."""
 
