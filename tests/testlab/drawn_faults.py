@@ -204,6 +204,8 @@ def policy_rule(draw: random.Random, pair: Pair) -> Fault:
         ]
     )
     route = draw.choice(["blackhole default", "unreachable default", f"default via {pair.peer.address}"])
+    if draw.random() < 0.25:  # only for packets to a container of this host
+        selector, route = f"to {pair.here.subnet[2]}", f"local {pair.here.subnet[2]} dev lo"
     do = f"{pair.ip} route add {route} table {table}"
     rule = f"{pair.ip} rule add {selector} lookup {table} priority {priority}"
     undo = f"{pair.ip} rule delete priority {priority}; {pair.ip} route flush table {table}"

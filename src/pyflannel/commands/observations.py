@@ -48,6 +48,7 @@ from pyflannel.kernel.host.packet_path import (
     own_ttl,
     policy_rules,
     port_mtus,
+    routes_in_table,
     shapers,
     taking_filters,
     tracked_connections,
@@ -75,6 +76,7 @@ from pyflannel.plan.doctor.observed import (
     SetNeighbour,
 )
 from pyflannel.plan.doctor.packets import mark_of
+from pyflannel.plan.doctor.policy_rules import PolicyRule, forwarded_packets, mark_of
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.ports import in_thread
 from pyflannel.processes.found import find_containers, find_original
@@ -155,7 +157,7 @@ async def observe_family(
     bridges = bridges_of_containers(interfaces, membership, family, is_alone=is_alone)
     names = [one.name for one in interfaces.interfaces]
     permanent = await _set_neighbours()
-    return Observed(
+    observed = Observed(
         status=status,
         membership=membership,
         family=family,
@@ -212,6 +214,7 @@ async def observe_family(
         now=time.time(),
         has_unit=has_unit("flanneld.service"),
     )
+    return replace(observed, rule_routes=await _rule_routes(observed))
 
 
 def lost_stores(status: Status) -> tuple[tuple[IpAddress, int], ...]:
@@ -296,6 +299,23 @@ async def _route_answers(
         if underlay is not None and local is not None and local.version == address.version:
             asked.append(ask_route("tunnel in", local, source=address, arrives_at=underlay.link))
     return tuple(filter(None, await asyncio.gather(*asked)))
+
+
+_TABLES_READ = 4
+"""Maximum number of policy rules whose tables are read."""
+
+
+async def _rule_routes(seen: Observed) -> dict[str, tuple[str, ...]]:
+    """Return the routes in the tables of policy rules that select packets of containers, by the rule."""
+    packets, asked = list(forwarded_packets(seen)), dict[str, tuple[str, IpAddress]]()
+    for rule in dict.fromkeys(rule for one in seen.answers for rule in one.rules):
+        parsed = PolicyRule.parse(rule)
+        destination = next((one.destination for one in packets if parsed.selects(*one)), None)
+        if parsed.table is not None and destination is not None:
+            asked[rule] = parsed.table, destination
+    some = dict(islice(asked.items(), _TABLES_READ))
+    routes = await asyncio.gather(*(routes_in_table(*one) for one in some.values()))
+    return dict(zip(some, routes, strict=True))
 
 
 _MARKS_ASKED = 4

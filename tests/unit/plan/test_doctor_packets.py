@@ -17,7 +17,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.plan.doctor.findings import findings
 from pyflannel.plan.doctor.observed import ContainerLink, ContainerNamespace, ContainerRoute, Observed
-from pyflannel.plan.doctor.packets import mark_of
+from pyflannel.plan.doctor.policy_rules import PolicyRule, mark_of
 from testlab.healthy_host import HEALTHY, HERE, LINKS, NETWORK, OWN, PEER, THERE, found, interface, iptables
 
 
@@ -172,6 +172,88 @@ def test_a_policy_rule_is_named_if_packets_leave_the_route_of_the_main_table() -
 
     assert (one.code, one.evidence) == ("policy-rule", (f"ip rule: {rule}", "the answer"))
     assert findings(replace(HEALTHY, answers=(answer(link="flannel.1", rules=(rule,)),))) == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "routes", "cause", "fix"),
+    [
+        (
+            "100: from all to 10.100.16.0/24 lookup 77",
+            ("default via 10.0.0.9 dev eth0",),
+            "a policy rule diverts packets of containers to other hosts",
+            "ip rule delete priority 100 from all to 10.100.16.0/24 lookup 77",
+        ),
+        (
+            "500: from all to 10.100.15.2 lookup 99",
+            ("local 10.100.15.2 dev lo scope host",),
+            "a policy rule diverts packets of containers of other hosts to containers of this host",
+            "ip rule delete priority 500 from all to 10.100.15.2 lookup 99",
+        ),
+        (
+            "90: from all iif docker0 [detached] blackhole",
+            (),
+            "a policy rule diverts packets of containers to other hosts",
+            "ip rule delete priority 90 from all iif docker0 blackhole",
+        ),
+        (
+            "220: from all lookup 220",  # of strongSwan, which adds it again
+            ("default dev ipsec0",),
+            "a policy rule diverts packets of containers of this host and of other hosts",
+            "ip rule add to 10.100.0.0/16 lookup main priority 1",
+        ),
+    ],
+)
+def test_only_the_policy_rule_that_decides_is_named_and_deleted(
+    rule: str, routes: tuple[str, ...], cause: str, fix: str
+) -> None:
+    """A rule for other packets, and a rule whose table has no route for them, do not decide."""
+    others = (
+        "50: from all to 192.0.2.0/24 lookup 5",
+        "60: from all lookup 6",
+        "70: from all lookup main suppress_prefixlength 0",
+    )
+    answers = (answer(rules=(*others, rule)),)
+    seen = replace(
+        HEALTHY, answers=answers, rule_routes={others[0]: ("default dev eth9",), others[1]: (), rule: routes}
+    )
+
+    one = found(seen)
+
+    assert (one.code, one.severity, one.cause, one.fix) == ("policy-rule", "error", cause, fix)
+    shown = [f"ip -4 route show table {rule.split()[-1]}: {route}" for route in routes]
+    assert one.evidence == (f"ip rule: {rule}", *shown, "the answer")
+
+
+def test_a_rule_that_diverts_only_packets_to_containers_of_this_host_is_named() -> None:
+    rule = "500: from all to 10.100.15.2 lookup 99"
+    good = replace(HEALTHY.answers[0], rules=(rule,))
+    items = (*HEALTHY.items, Route(destination=OWN, link="docker0", protocol=2))
+    wrong = answer(way="container in", destination=OWN[2], is_local=True, link="lo")
+    seen = replace(HEALTHY, items=items, answers=(good, wrong), rule_routes={rule: ("local 10.100.15.2",)})
+
+    assert found(seen).code == "policy-rule"
+    assert findings(replace(seen, answers=(good, replace(wrong, link="docker0", is_local=False)))) == ()
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_selected"),
+    [
+        ("9: from all lookup 7", True),
+        ("9: from 10.100.15.0/24 lookup 7", True),
+        ("9: from 10.100.16.0/24 lookup 7", False),
+        ("9: from all to 10.100.16.2 lookup 7", True),
+        ("9: from all iif docker0 lookup 7", True),
+        ("9: from all iif eth0 lookup 7", False),
+        ("9: from all oif eth0 lookup 7", False),
+        ("9: from all fwmark 0x7 lookup 7", False),
+        ("9: from all fwmark 0/0xff lookup 7", True),
+        ("9: not from all fwmark 0xca6c lookup 7", True),
+        ("9: not from all to 10.100.0.0/16 lookup 7", False),
+        ("9: from all ipproto tcp dport 80 lookup 7", False),
+    ],
+)
+def test_the_selectors_of_a_policy_rule_are_evaluated(rule: str, is_selected: bool) -> None:
+    assert PolicyRule.parse(rule).selects(OWN[2], PEER[2], "docker0") is is_selected
 
 
 @pytest.mark.parametrize(

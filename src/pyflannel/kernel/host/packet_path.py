@@ -177,6 +177,20 @@ def rules_in(output: str) -> tuple[str, ...]:
     return tuple(" ".join(words) for words in rules if words and words[0] not in _KERNELS_RULES)
 
 
+async def routes_in_table(table: str, destination: IpAddress) -> tuple[str, ...]:
+    """Return the routes of a table that match a destination, the route that the kernel uses first; empty if
+    they are unreadable.
+    """
+    words = f"-{destination.version}", "route", "show", "table", table, "match", str(destination)
+    with contextlib.suppress(TargetError):
+        ran = await run_program("ip", *words)
+        lines = [" ".join(line.split()) for line in ran.output.split("\n") if line.strip()]
+        return () if ran.status else tuple(reversed(lines[-_ROUTES_SHOWN:]))
+    return ()
+
+
+_ROUTES_SHOWN = 2
+
 _SHAPERS = frozenset({"tbf", "htb", "hfsc", "cake", "netem"})
 
 

@@ -19,6 +19,7 @@ from pyflannel.plan.doctor import (
     mtus,
     objects,
     packets,
+    policy_rules,
 )
 from pyflannel.plan.doctor.observed import Observed
 
@@ -33,6 +34,7 @@ _CHECKS = (
     *filters.CHECKS,
     *docker.CHECKS,
     *packets.CHECKS,
+    *policy_rules.CHECKS,
     *links.CHECKS,
     *containers.CHECKS,
     *mtus.CHECKS,

@@ -259,6 +259,8 @@ class Observed(Struct, frozen=True, kw_only=True):
         answers: answers of the kernel about the routes of packets.
         marked_answers: answers about packets of containers to a peer, with the mark of a policy rule. It is
             the only one in `rules`.
+        rule_routes: for each policy rule in `answers` with a table of its own, the routes of this table to a
+            destination of the packets that the rule selects.
         interfaces: all interfaces with their addresses.
         programs: eBPF programs of the claimed device, at the hooks of links.
         on_link: prefixes that the underlay reaches without a gateway.
@@ -314,6 +316,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     ruleset: Ruleset = ()
     answers: tuple[RouteAnswer, ...] = ()
     marked_answers: tuple[RouteAnswer, ...] = ()
+    rule_routes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interfaces: Interfaces = field(default_factory=Interfaces)
     programs: tuple[BpfProgram, ...] = ()
     on_link: tuple[IpNetwork, ...] = ()

@@ -1,13 +1,12 @@
 """Faults of this host that stop packets of the overlay: forwarding, routes, policy rules."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from shlex import quote
 
 from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.route import Route
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.observed import NAMED, Observed, main_route, shown, some
+from pyflannel.plan.doctor.observed import NAMED, Observed, shown, some
 from pyflannel.plan.leftovers import is_within
 
 
@@ -169,82 +168,6 @@ def _source_refused(seen: Observed) -> Iterator[Finding]:
         )
 
 
-def _diverted(seen: Observed) -> Iterator[Finding]:
-    """Yield findings for packets to other hosts for which the kernel does not use the route of the main
-    table.
-    """
-    wrong = [
-        one
-        for one in seen.answers
-        if one.way == "container out"
-        and one.refused_at is None
-        and one.link != _link_of(main_route(seen, one.destination))
-    ]
-    rules = list(dict.fromkeys(rule for one in wrong for rule in one.rules))
-    if rules:
-        yield Finding(
-            code="policy-rule",
-            severity="error",
-            cause="a policy rule diverts packets of containers to other hosts",
-            evidence=some(
-                [*(f"{_IP_RULE[seen.family]}: {rule}" for rule in rules), *(one.text for one in wrong)]
-            ),
-            fix=f"{_IP_RULE[seen.family]} add to {seen.membership.network} lookup main priority 1",
-        )
-
-
-def _diverted_by_mark(seen: Observed) -> Iterator[Finding]:
-    """Yield the finding that policy rules divert marked packets, and that filter rules set the mark.
-
-    The conditions of these filter rules are not evaluated.
-    """
-    lines = []
-    for one in seen.marked_answers:
-        (rule,) = one.rules
-        setters = _setters(seen, mark_of(rule))
-        if setters and one.link != _link_of(main_route(seen, one.destination)):
-            lines += [f"{_IP_RULE[seen.family]}: {rule}", *setters, one.text]
-    if lines:
-        yield Finding(
-            code="policy-rule",
-            severity="warning",
-            cause="a policy rule diverts marked packets, and filter rules mark packets, perhaps those of"
-            " containers to other hosts",
-            evidence=some(lines),
-            fix=f"{_IP_RULE[seen.family]} add to {seen.membership.network} lookup main priority 1",
-        )
-
-
-_FIREWALL_MARK = re.compile(r"^\d+:(?! not ).* fwmark (0x[\da-f]+|\d+)")
-_SET_MARK = re.compile(r"(?:\bmark set|--set-x?mark) (0x[\da-f]+|\d+)")
-
-
-def mark_of(rule: str) -> int:
-    """Return the mark that a policy rule selects; 0 if it selects no mark."""
-    found = _FIREWALL_MARK.search(rule)
-    return 0 if found is None else int(found[1], 0)
-
-
-def _setters(seen: Observed, mark: int) -> list[str]:
-    """Return the filter rules that set a mark."""
-    return [
-        *dict.fromkeys(
-            f"{chain.program} rule in {chain.table} {name}: {rule.text}"
-            for chain in seen.ruleset
-            for name, rules in chain.chains.items()
-            for rule in rules
-            if any(int(value, 0) == mark for value in _SET_MARK.findall(rule.text))
-        )
-    ]
-
-
-_IP_RULE: Mapping[Family, str] = {4: "ip rule", 6: "ip -6 rule"}
-
-
-def _link_of(route: Route | None) -> str | None:
-    return None if route is None else route.link
-
-
 def _local_routes(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that the kernel takes packets for other hosts itself, although no interface has the
     address: the table local contains a route to it.
@@ -275,8 +198,6 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     forwarding,
     _short_life,
     _source_refused,
-    _diverted,
-    _diverted_by_mark,
     _local_routes,
     _reverse_path,
 )
