@@ -148,7 +148,8 @@ FAULTS = [
         fix="sysctl -w net/ipv4/conf/all/rp_filter=2 net/ipv4/conf/flannel.1/rp_filter=2",
     ),
     Fault(
-        do="ip route add blackhole 10.100.0.0/16 table 99; ip rule add to 10.100.0.0/16 table 99 priority 500",
+        do="ip route add blackhole 10.100.0.0/16 table 99;"
+        " ip rule add to 10.100.0.0/16 table 99 priority 500",
         undo="ip route flush table 99; ip rule delete priority 500",
         code="policy-rule",
         is_error=True,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.model.host import Interface, InterfaceAddress, Interfaces
+from pyflannel.model.host import DefaultRoute, Interface, InterfaceAddress, Interfaces
 from pyflannel.model.link import Link, Vxlan
 from pyflannel.model.route import Route, RouteAnswer
 from pyflannel.model.status import (
@@ -272,7 +272,15 @@ def test_the_selectors_of_a_policy_rule_are_evaluated(rule: str, is_selected: bo
         (
             (interface("eth0", "10.0.0.7/24"), *LINKS[1:]),
             "address-gone",
-            "ip address add 10.0.0.1/PREFIX dev eth0",
+            "ip address add 10.0.0.1/24 dev eth0  # then add the default route, which the kernel deleted with"
+            " the address",
+        ),
+        (
+            (interface("eth0", "192.0.2.7/24"), *LINKS[1:]),
+            "address-gone",
+            "ip address show dev eth0  # the link needs 10.0.0.1 again: let the network service of this host"
+            " configure the link, or add the address with the prefix length from the documentation of the"
+            " network; then add the default route, which the kernel deleted with the address",
         ),
     ],
 )
@@ -280,6 +288,15 @@ def test_a_fault_of_an_interface_is_named(links: tuple[Interface, ...], code: st
     one = found(replace(HEALTHY, interfaces=Interfaces(interfaces=links)))
 
     assert (one.code, one.fix) == (code, fix)
+
+
+def test_a_lost_address_beside_a_default_route_needs_no_other_route() -> None:
+    links = (interface("eth0", "10.0.0.7/24"), *LINKS[1:])
+    routes = (DefaultRoute(link="eth0", gateway=IPv4Address("10.0.0.254")),)
+
+    one = found(replace(HEALTHY, interfaces=Interfaces(interfaces=links, default_routes=routes)))
+
+    assert (one.code, one.fix) == ("address-gone", "ip address add 10.0.0.1/24 dev eth0")
 
 
 def test_a_route_in_the_table_local_to_an_address_of_another_host_is_named() -> None:
@@ -458,6 +475,9 @@ def test_a_public_address_that_peers_cannot_use_is_named(public: str, code: str 
     seen = replace(HEALTHY, status=replace(HEALTHY.status, underlay=underlay))
 
     assert [one.code for one in findings(seen)] == ([] if code is None else [code])
+    for one in findings(seen):
+        if one.code == "public-address":
+            assert one.fix.startswith("flanneld --public-ip=10.0.0.1  #")
 
 
 def test_a_vxlan_device_without_its_published_mac_address_is_named_while_no_daemon_runs() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from shlex import quote
 
+from pyflannel.model.host import Interface
 from pyflannel.model.link import Link
 from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.status import Finding
@@ -353,6 +354,38 @@ def _other_interface(seen: Observed) -> str:
     return next(others, "eth1")
 
 
+_PUBLIC_OPTION: Mapping[Family, str] = {4: "--public-ip", 6: "--public-ipv6"}
+
+
+def _address_again(seen: Observed, link: Interface, address: IpAddress) -> str:
+    """Return the command that gives a link its lost address again. Its prefix length is known if the link
+    still reaches a prefix with the address.
+
+    With the last address in a prefix, the kernel also deletes the routes by gateways in this prefix.
+    """
+    near = [held.address.network for held in link.addresses] + list(link.on_link)
+    prefix = max(
+        (one for one in near if address in one and one.num_addresses > 1),
+        key=lambda one: one.prefixlen,
+        default=None,
+    )
+    interfaces = seen.interfaces
+    defaults = interfaces.default_routes if address.version == 4 else interfaces.ipv6_default_routes
+    route = (
+        ""
+        if address.version == 6 or any(one.link == link.name for one in defaults)
+        else "; then add the default route, which the kernel deleted with the address"
+    )
+    if prefix is not None:
+        command = f"ip address add {address}/{prefix.prefixlen} dev {quote(link.name)}"
+        return f"{command}  #{route.removeprefix(';')}" if route else command
+    return (
+        f"ip address show dev {quote(link.name)}  # the link needs {address} again: let the network service"
+        " of this host configure the link, or add the address with the prefix length from the documentation of"
+        f" the network{route}"
+    )
+
+
 def _public_address(seen: Observed) -> Iterator[Finding]:
     """Yield a finding for a public address at which peers cannot reach this host."""
     underlay = seen.status.underlay
@@ -373,7 +406,7 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause=f"{underlay.link} has lost {underlay.address}, the address of the tunnel",
             evidence=(f"ip address show {underlay.link}: no {underlay.address}",),
-            fix=f"ip address add {underlay.address}/PREFIX dev {quote(underlay.link)}",
+            fix=_address_again(seen, link, underlay.address),
         )
     elif (
         underlay.public_ip != underlay.address
@@ -385,7 +418,8 @@ def _public_address(seen: Observed) -> Iterator[Finding]:
             severity="error",
             cause=f"peers send to {underlay.public_ip}, which no interface of this host has",
             evidence=(f"{underlay.link} has {underlay.address}, published as {underlay.public_ip}",),
-            fix="flanneld --public-ip=ADDRESS  # an address at which other hosts can reach this host",
+            fix=f"flanneld {_PUBLIC_OPTION[seen.family]}={underlay.address}  # the address of"
+            f" {underlay.link}; or start flanneld without this option",
         )
 
 
