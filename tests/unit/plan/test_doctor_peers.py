@@ -211,14 +211,6 @@ def test_packets_of_the_mtu_of_the_route_are_sufficient_for_a_ping() -> None:
         assert report.stops == place
 
 
-@pytest.mark.parametrize("code", ["ttl-low", "address-taken"])
-def test_a_fault_of_all_packets_explains_that_the_store_does_not_respond(code: str) -> None:
-    (one,) = with_peers((replace(AWAY, code="store-away"), replace(DROPPED, code=code)), [], STATUS)
-
-    assert one.code == code
-    assert one.evidence == (f"consequence: {AWAY.cause}",)
-
-
 def test_peers_to_which_the_host_has_no_route_are_named_with_the_reason() -> None:
     reason = "this host has no usable route to the destination"
     lost = PeerReach(

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.status import (
     Finding,
+    Severity,
     StoreStatus,
     StoreTimes,
 )
@@ -154,3 +155,23 @@ def test_a_rule_against_the_packets_to_the_store_is_the_cause_of_its_silence(
     assert noun in found.cause
     assert "etcd://10.0.0.9:2379: connection refused" in found.evidence
     assert under_their_cause(findings(replace(seen, ruleset=())))[0].code == "store-away"
+
+
+@pytest.mark.parametrize(
+    ("code", "severity", "left"),
+    [
+        ("ttl-low", "error", ["ttl-low"]),
+        ("address-taken", "error", ["address-taken"]),
+        ("ttl-low", "warning", ["ttl-low", "store-away"]),
+    ],
+)
+def test_a_fault_of_all_packets_explains_that_the_store_does_not_respond(
+    code: str, severity: Severity, left: list[str]
+) -> None:
+    cause = Finding(code=code, severity=severity, cause="packets are lost", fix="repair it")
+    away = Finding(code="store-away", severity="error", cause="the store does not respond", fix="ping it")
+
+    found = under_their_cause((cause, away))
+
+    assert [one.code for one in found] == left
+    assert ("consequence: the store does not respond" in found[0].evidence) is (len(left) == 1)

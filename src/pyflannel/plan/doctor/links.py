@@ -381,8 +381,8 @@ def _address_again(seen: Observed, link: Interface, address: IpAddress) -> str:
         return f"{command}  #{route.removeprefix(';')}" if route else command
     return (
         f"ip address show dev {quote(link.name)}  # the link needs {address} again: let the network service"
-        " of this host configure the link, or add the address with the prefix length from the documentation of"
-        f" the network{route}"
+        " of this host configure the link, or add the address with the prefix length from the documentation"
+        f" of the network{route}"
     )
 
 

@@ -257,11 +257,6 @@ def with_peers(
     if of_store is not None:
         found = [_before_the_store(of_store, one) if one.code == "store-away" else one for one in found]
     kept, consequences = list(found), dict[Finding, list[str]]()
-    before = next((one for one in found if one.code in _BEFORE_THE_STORE and one.severity == "error"), None)
-    for one in found if before is not None else ():
-        if one.code == "store-away" and before is not None:
-            kept.remove(one)
-            consequences.setdefault(before, []).append(f"consequence: {one.cause}")
     for one in reach_findings(reach, status, neighbours):
         on_underlay = one.code not in _BEYOND_THE_UNDERLAY
         cause = None if one.severity == "info" else _obstacle(found, on_underlay=on_underlay)
@@ -273,10 +268,6 @@ def with_peers(
     whole = (replace(one, evidence=(*one.evidence, *consequences.get(one, ()))) for one in kept)
     return tuple(sorted(whole, key=lambda one: ranks[one.severity]))
 
-
-_BEFORE_THE_STORE = frozenset({"address-taken", "ttl-low"})
-"""Codes of the findings about all packets of this host on the underlay, which explain that the store does not
-respond."""
 
 _BEYOND_THE_UNDERLAY = frozenset({"path-mtu", "tunnel-blocked"})
 """Codes of the findings about peers that answer on the underlay."""

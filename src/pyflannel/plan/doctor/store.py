@@ -58,11 +58,15 @@ def _slow_store_fix(url: str) -> str:
     return "iostat -x 1 3  # examine disk and load of the host that stores the file"
 
 
+_CAUSES = frozenset({"address-taken", "store-dropped", "ttl-low"})
+"""Codes of the findings that explain the silence of the store if they are errors."""
+
+
 def under_their_cause(found: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return the findings. If rules of this host drop the packets to the store, the silence of the store is a
-    consequence, and not a finding of its own.
+    """Return the findings. If rules of this host drop the packets to the store, or all packets on the
+    underlay are lost, the silence of the store is a consequence, and not a finding of its own.
     """
-    causes = [one for one in found if one.code == "store-dropped"]
+    causes = [one for one in found if one.code in _CAUSES and one.severity == "error"]
     away = [one for one in found if one.code == "store-away"]
     if not causes or not away:
         return tuple(found)
