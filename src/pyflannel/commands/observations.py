@@ -75,7 +75,6 @@ from pyflannel.plan.doctor.observed import (
     Observed,
     SetNeighbour,
 )
-from pyflannel.plan.doctor.packets import mark_of
 from pyflannel.plan.doctor.policy_rules import PolicyRule, forwarded_packets, mark_of
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.ports import in_thread

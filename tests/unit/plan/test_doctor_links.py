@@ -55,7 +55,7 @@ def test_a_program_that_may_set_a_bridge_down_is_named_if_the_bridge_is_down() -
 
     assert (one.code, one.severity) == ("bridge-unstable", "error")
     assert one.evidence == ("ip link show docker0: state DOWN", f"sh, pid 7: {SETTER.command}")
-    assert one.fix == "kill 7; ip link set docker0 up  # or change the configuration of the program"
+    assert one.fix == "ip link set docker0 up  # first stop the program that sets it down: kill 7"
     assert one.code not in SAFE
     assert findings(replace(HEALTHY, link_setters=setters)) == ()
     assert found(DOWN).code == "bridge-down"

@@ -50,7 +50,7 @@ def bridge_down(seen: Observed) -> Iterator[Finding]:
 def _set_down(name: str, times: int, setters: Sequence[LinkSetter], again: str) -> Finding:
     """Return the finding that a program sets a bridge down. `again`: the command for its lost address."""
     counted = [f"ip monitor link: {name} was set down {times} times during the examination"]
-    stop = "; ".join(f"kill {one.pid}" for one in setters[:NAMED])
+    stop = " ".join(str(one.pid) for one in setters[:NAMED])
     up = f"ip link set {quote(name)} up{again}"
     return Finding(
         code="bridge-unstable",
@@ -62,9 +62,7 @@ def _set_down(name: str, times: int, setters: Sequence[LinkSetter], again: str) 
             *(counted if times else [f"ip link show {name}: state DOWN"]),
             *some([f"{one.process}: {one.command}" for one in setters]),
         ),
-        fix=f"{stop}; {up}  # or change the configuration of the program"
-        if stop
-        else f"{up}  # first stop the program that sets it down",
+        fix=f"{up}  # first stop the program that sets it down" + (f": kill {stop}" if stop else ""),
     )
 
 
