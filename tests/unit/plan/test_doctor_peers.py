@@ -417,3 +417,15 @@ def test_a_host_is_cut_off_if_neither_the_store_nor_a_peer_answers(
     store = StoreStatus(url="etcd://10.0.0.9:2379", is_connected=is_connected)
 
     assert is_cut_off(results, replace(STATUS, store=store)) is expected
+
+
+def test_an_xdp_program_is_a_warning_if_packets_to_peers_are_lost() -> None:
+    program = Finding(code="xdp-program", severity="info", cause="a program", fix="ip link …")
+
+    def severity(results: list[PeerReach]) -> str:
+        return next(
+            one.severity for one in with_peers((program,), results, STATUS) if one.code == program.code
+        )
+
+    assert severity([reach(1, REACHED, REACHED)]) == "info"
+    assert severity([reach(1, REACHED, EchoResult(state="silent"))]) == "warning"

@@ -244,7 +244,8 @@ def with_peers(
     """Return the findings about this host, including findings about peers that do not answer.
 
     If a fault of this host explains that peers are silent, this is a consequence, and not a separate finding.
-    The same applies to a store that does not respond.
+    The same applies to a store that does not respond. An XDP program is a warning if packets to peers are
+    lost.
 
     Args:
         found: the findings about this host.
@@ -256,8 +257,13 @@ def with_peers(
     """
     if of_store is not None:
         found = [_before_the_store(of_store, one) if one.code == "store-away" else one for one in found]
-    kept, consequences = list(found), dict[Finding, list[str]]()
-    for one in reach_findings(reach, status, neighbours):
+    of_peers = list(reach_findings(reach, status, neighbours))
+    is_lossy = any(one.severity != "info" for one in of_peers)
+    kept = [
+        replace(one, severity="warning") if one.code == "xdp-program" and is_lossy else one for one in found
+    ]
+    consequences = dict[Finding, list[str]]()
+    for one in of_peers:
         on_underlay = one.code not in _BEYOND_THE_UNDERLAY
         cause = None if one.severity == "info" else _obstacle(found, on_underlay=on_underlay)
         if cause is None:
