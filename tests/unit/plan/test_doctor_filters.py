@@ -465,6 +465,9 @@ def route(destination: str, link: str) -> Route:
         "-A FORWARD -s 10.100.15.9/32 -p udp -m udp --dport 53 -j REJECT",
         f"-A FORWARD -d {PEER.network_address + 200}/32 -j DROP",
         "-A FORWARD -p udp -m length --length 500:600 -j DROP",
+        f"-A FORWARD -d {PEER[9]}/32 -p tcp -m tcp --tcp-flags SYN,ACK SYN,ACK -j DROP",
+        f"-A FORWARD -s {PEER[9]}/32 -m conntrack --ctstate ESTABLISHED -j DROP",
+        f"-A FORWARD -d {PEER[9]}/32 -p tcp -m tcp ! --tcp-flags SYN,ACK SYN -j DROP",
     ],
 )
 def test_a_rule_against_single_packets_of_containers_is_named(rule: str) -> None:
@@ -513,3 +516,11 @@ def test_a_rule_against_pings_of_all_is_named_once() -> None:
     one = found(replace(HEALTHY, ruleset=iptables(":PREROUTING ACCEPT", rule, table="raw")))
 
     assert one.code == "echo-ignored"
+
+
+def test_a_rule_against_large_packets_of_all_kinds_is_one_error() -> None:
+    rule = "-A PREROUTING -p udp -m length --length 1000:65535 -j DROP"
+
+    one = found(replace(HEALTHY, ruleset=iptables(":PREROUTING ACCEPT", rule, table="raw")))
+
+    assert one.code == "tunnel-dropped"

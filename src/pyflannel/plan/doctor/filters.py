@@ -98,87 +98,110 @@ _Rules = dict[str, tuple[BaseChain, Rule]]
 
 def _filters(seen: Observed) -> Iterator[Finding]:
     """Yield the chains that drop packets of the overlay, and rules whose effect is unknown."""
-    dropped: dict[tuple[str, str], _Dropped] = {}
-    named: set[tuple[str, Rule | None]] = set()
-    unknown: dict[str, tuple[BaseChain, Rule | None, str]] = {}
-    changes: _Rules = {}
-    spoofs: _Rules = {}
-    diversions: _Rules = {}
-    singles: _Rules = {}
-    redirected: dict[str, Finding] = {}
+    found = _Collection(seen)
     for flow, judgement in _judgements(seen):
-        chain, rule = judgement.chain, judgement.rule
-        if judgement.translation is not None and flow.code == "forward-dropped":
-            changes[listed(*judgement.translation)] = judgement.translation
-        elif judgement.translation is not None and is_of_tunnel(flow):
-            new = _new_source(judgement.translation[1])
-            if new not in (None, flow.packet.source):
-                spoofs[listed(*judgement.translation)] = judgement.translation
-        if judgement.redirection is not None and is_of_tunnel(flow):
-            text = listed(*judgement.redirection)
-            redirected[text] = redirected_by(*judgement.redirection, flow)
-        elif judgement.redirection is not None and flow.code in ("forward-dropped", SINGLE_CODE):
-            diversions[listed(*judgement.redirection)] = judgement.redirection
-        if chain is None or _is_of_docker(rule, seen):
-            continue
+        found.add_change(flow, judgement)
+        if judgement.chain is not None and not _is_of_docker(judgement.rule, seen):
+            found.add_drop(flow, judgement.chain, judgement.rule, judgement.kind)
+    yield from found.drops()
+    yield from found.changes()
+    yield from found.others()
+
+
+class _Collection:
+    """The rules that drop or change packets, collected from the judgements on all flows."""
+
+    def __init__(self, seen: Observed) -> None:
+        self._seen = seen
+        self._dropped: dict[tuple[str, str], _Dropped] = {}
+        self._named: dict[tuple[str, Rule | None], str] = {}
+        self._unknown: dict[str, tuple[BaseChain, Rule | None, str]] = {}
+        self._singles: _Rules = {}
+        self._sources: _Rules = {}
+        self._spoofs: _Rules = {}
+        self._diversions: _Rules = {}
+        self._redirected: dict[str, Finding] = {}
+
+    def add_change(self, flow: Flow, judgement: Judgement) -> None:
+        """Add the rules that change the addresses of a packet."""
+        if (translation := judgement.translation) is not None:
+            if flow.code == "forward-dropped":
+                self._sources[listed(*translation)] = translation
+            elif is_of_tunnel(flow) and _new_source(translation[1]) not in (None, flow.packet.source):
+                self._spoofs[listed(*translation)] = translation
+        if (redirection := judgement.redirection) is not None:
+            text = listed(*redirection)
+            if is_of_tunnel(flow):
+                self._redirected[text] = redirected_by(*redirection, flow)
+            elif flow.code in ("forward-dropped", SINGLE_CODE):
+                self._diversions[text] = redirection
+
+    def add_drop(self, flow: Flow, chain: BaseChain, rule: Rule | None, kind: str) -> None:
+        """Add the rule or the policy that drops, or may drop, a packet. A rule that drops other packets is
+        not named again for a kind of packets, a single packet, a probe, or ARP.
+        """
+        text, place, is_unknown = listed(chain, rule, flow), (chain.place, rule), kind == "unknown"
+        by_other = self._named.get(place, flow.code) != flow.code
         if flow.code == SINGLE_CODE:
-            if judgement.kind != "unknown" and rule is not None and (chain.place, rule) not in named:
-                singles[listed(chain, rule)] = chain, rule
-            continue
-        text = listed(chain, rule, flow)
-        is_unknown = judgement.kind == "unknown"
-        if flow.code in OF_PROBES and (is_unknown or (chain.place, rule) in named):
-            continue
-        if flow.code == NEIGHBOUR_CODE and (chain.place, rule) in named:
-            continue
-        if is_unknown and flow.kind in ONLY_PINGS:  # for example, a port without a protocol
-            continue
-        if is_unknown:
-            unknown[text] = chain, rule, "" if rule is None else why(rule, flow.packet)
-        else:
-            found = dropped.setdefault((flow.code, text), _Dropped(chain, rule, flow, judgement.kind))
+            if not is_unknown and rule is not None and not by_other:
+                self._singles[text] = chain, rule
+        elif is_unknown:
+            # A port without a protocol is unknown for a ping.
+            if flow.code not in OF_PROBES and flow.kind not in ONLY_PINGS:
+                self._unknown[text] = chain, rule, "" if rule is None else why(rule, flow.packet)
+        elif not (by_other and (flow.kind or flow.code in OF_PROBES or flow.code == NEIGHBOUR_CODE)):
+            found = self._dropped.setdefault((flow.code, text), _Dropped(chain, rule, flow, kind))
             found.kinds.setdefault(flow.kind)
             if flow.kind not in ONLY_PINGS:
-                named.add((chain.place, rule))
-    of_probes = {text for code, text in dropped if code in OF_PROBES}
-    for (_, text), one in dropped.items():
-        if not (text in of_probes and one.is_about_pings):
-            yield dropped_by(one.chain, one.rule, one.flow(), one.kind)
-    yield from redirected.values()
-    if spoofs:
-        yield _translated(
-            "source",
-            spoofs,
-            f"of {TUNNEL_PACKETS}, and peers then drop them",
-            "if the rules are also for other packets, exclude these",
-            "error",
-        )
-    if changes:
-        sources = (_new_source(rule) for _, rule in changes.values())
-        is_lost = any(one is not None and seen.interfaces.holder(one) is None for one in sources)
-        yield _translated(
-            "source",
-            changes,
-            _BETWEEN + (", and replies do not return" if is_lost else ""),
-            "Docker also needs --ip-masq=false, see mk-docker-opts",
-            "error" if is_lost else "warning",
-        )
-    diversions = {text: place for text, place in diversions.items() if text not in redirected}
-    if diversions:
-        yield _translated(
-            "destination", diversions, _BETWEEN, "if no program needs the rules, for example a proxy"
-        )
-    if singles:
-        commands = [removal_of(chain, rule) for chain, rule in singles.values()]
-        yield Finding(
-            code=SINGLE_CODE,
-            severity="warning",
-            cause=f"these rules drop single packets {_BETWEEN.removeprefix('of packets ')}",
-            evidence=some(list(singles)),
-            fix=f"{'; '.join([*dict.fromkeys(commands)][:NAMED])}  # if nothing needs the rules",
-        )
-    if unknown:
-        yield _unknown(unknown, seen)
+                self._named.setdefault(place, flow.code)
+
+    def drops(self) -> Iterator[Finding]:
+        """Yield the rules and policies that drop packets, each as one finding."""
+        of_probes = {text for code, text in self._dropped if code in OF_PROBES}
+        for (_, text), one in self._dropped.items():
+            if not (text in of_probes and one.is_about_pings):
+                yield dropped_by(one.chain, one.rule, one.flow(), one.kind)
+
+    def changes(self) -> Iterator[Finding]:
+        """Yield the rules that change addresses."""
+        yield from self._redirected.values()
+        if self._spoofs:
+            yield _translated(
+                "source",
+                self._spoofs,
+                f"of {TUNNEL_PACKETS}, and peers then drop them",
+                "if the rules are also for other packets, exclude these",
+                "error",
+            )
+        if self._sources:
+            sources = (_new_source(rule) for _, rule in self._sources.values())
+            is_lost = any(one is not None and self._seen.interfaces.holder(one) is None for one in sources)
+            yield _translated(
+                "source",
+                self._sources,
+                _BETWEEN + (", and replies do not return" if is_lost else ""),
+                "Docker also needs --ip-masq=false, see mk-docker-opts",
+                "error" if is_lost else "warning",
+            )
+        diversions = {text: place for text, place in self._diversions.items() if text not in self._redirected}
+        if diversions:
+            yield _translated(
+                "destination", diversions, _BETWEEN, "if no program needs the rules, for example a proxy"
+            )
+
+    def others(self) -> Iterator[Finding]:
+        """Yield the rules that drop single packets, and those that cannot be evaluated."""
+        if self._singles:
+            commands = [removal_of(chain, rule) for chain, rule in self._singles.values()]
+            yield Finding(
+                code=SINGLE_CODE,
+                severity="warning",
+                cause=f"these rules drop single packets {_BETWEEN.removeprefix('of packets ')}",
+                evidence=some(list(self._singles)),
+                fix=f"{'; '.join([*dict.fromkeys(commands)][:NAMED])}  # if nothing needs the rules",
+            )
+        if self._unknown:
+            yield _unknown(self._unknown, self._seen)
 
 
 class _Dropped:

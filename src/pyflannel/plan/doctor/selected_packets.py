@@ -6,9 +6,9 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from pyflannel.model.netfilter import TCP, UDP, Match, Packet, Rule
+from pyflannel.model.netfilter import Match, Packet, Rule
 from pyflannel.model.network_config import IpAddress, IpNetwork
-from pyflannel.plan.doctor.flows import SYN, Flow, container_flows, evaluated_peers
+from pyflannel.plan.doctor.flows import Flow, container_flows, evaluated_peers, kinds_of
 from pyflannel.plan.doctor.observed import Observed
 from pyflannel.plan.netfilter import THROUGH
 
@@ -31,10 +31,13 @@ def single_flows(seen: Observed) -> Iterator[Flow]:
     usual = [flow for flow in islice(container_flows(seen), 2) if flow.hooks]
     most = min(_MOST_SINGLE, evaluated_peers(seen))
     found: dict[Packet, Flow] = {}
+    mtu = None if seen.status.backend is None else seen.status.backend.mtu
+    kinds = [(flow, kind.packet) for flow in usual for kind in kinds_of(flow, mtu)]
     for rule in _selective_rules(seen):
         for flow in usual:
-            packet = _selected(rule, flow.packet, seen)
-            if packet not in (None, flow.packet):
+            candidates = (_selected(rule, packet, seen) for one, packet in kinds if one is flow)
+            packet = next((one for one in candidates if one is not None), None)
+            if packet is not None:
                 found.setdefault(packet, flow._replace(code=SINGLE_CODE, packet=packet))
         if len(found) >= most:
             break
@@ -55,8 +58,8 @@ def _selective_rules(seen: Observed) -> Iterator[Rule]:
 
 
 def _selected(rule: Rule, usual: Packet, seen: Observed) -> Packet | None:
-    """Return a packet like the usual one that meets the conditions of a rule; None if there is none between
-    containers of different hosts. The interfaces are not changed.
+    """Return a packet like the usual one that meets all known conditions of a rule; None if there is none
+    between containers of different hosts. The interfaces are not changed.
     """
     own, network = seen.membership.subnet, seen.membership.network
     packet = usual
@@ -78,14 +81,12 @@ def _selected(rule: Rule, usual: Packet, seen: Observed) -> Packet | None:
                 packet = replace(packet, source_port=value[0])
             case "dport":
                 packet = replace(packet, destination_port=value[0])
-            case "protocol" if value[0] in (TCP, UDP):
-                flags = SYN if value[0] == TCP else None
-                packet = replace(packet, protocol=value[0], tcp_flags=flags)
             case "length":
                 packet = replace(packet, length=value[0])
             case _:
-                pass
-    return packet
+                return None
+    may_apply = all(match.holds(packet) is not False for match in rule.matches)
+    return packet if may_apply and packet != usual else None
 
 
 def _address_in(
