@@ -45,6 +45,7 @@ from pyflannel.kernel.host.packet_path import (
     is_ethernet,
     is_strict,
     lacks_arp,
+    local_routes,
     own_ttl,
     policy_rules,
     port_mtus,
@@ -172,6 +173,7 @@ async def observe_family(
         ruleset=host.read.ruleset,
         answers=await _route_answers(status, membership, next(iter(bridges), None), family),
         marked_answers=await _marked_answers(status, membership, next(iter(bridges), None), family),
+        local_routes=() if membership.network is None else await local_routes(membership.network),
         own_ttl=own_ttl(membership.underlay or "", family),
         tunnel_ttl=(
             await tunnel_ttl(backend.link)
@@ -279,9 +281,12 @@ async def _route_answers(
     """Return the routes that the kernel chooses for packets between this host and some of its peers."""
     own, underlay = membership.subnet, status.underlay
     local = None if underlay is None else underlay.address
-    tunnel = status.backend.link if status.backend is not None else None
+    backend = status.backend
     if own is None or not status.is_live:
         return ()
+    arrives_at = backend.link if backend is not None else None
+    if backend is not None and backend.type == "host-gw" and bridge is not None and underlay is not None:
+        arrives_at = underlay.link
     rules = await policy_rules(family)
     here = own.network_address + 2
     refused = {peer.subnet for peer in status.refused_peers}
@@ -293,8 +298,8 @@ async def _route_answers(
         asked.append(ask_route("container out", there, source=source, arrives_at=bridge, rules=rules))
         if number >= _ASKED:
             continue
-        if tunnel is not None:
-            asked.append(ask_route("container in", here, source=there, arrives_at=tunnel))
+        if arrives_at is not None:
+            asked.append(ask_route("container in", here, source=there, arrives_at=arrives_at))
         if underlay is not None and local is not None and local.version == address.version:
             asked.append(ask_route("tunnel in", local, source=address, arrives_at=underlay.link))
     return tuple(filter(None, await asyncio.gather(*asked)))

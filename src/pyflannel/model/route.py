@@ -231,6 +231,7 @@ class RouteAnswer(Struct, frozen=True, kw_only=True):
         link: interface by which the packet leaves; None if it does not leave.
         gateway: the next hop, if it differs from the destination.
         is_local: True if the packet is for this host itself.
+        kind: type of the route, as of `Route`; `unicast` also if the kernel found no route.
         refused_at: interface whose reverse path filter drops the packet; None if no filter drops it.
         rules: policy rules of other programs, as `ip rule` lists them.
     """
@@ -241,5 +242,6 @@ class RouteAnswer(Struct, frozen=True, kw_only=True):
     link: str | None = None
     gateway: IpAddress | None = None
     is_local: bool = False
+    kind: str = "unicast"
     refused_at: str | None = None
     rules: tuple[str, ...] = ()

@@ -311,6 +311,61 @@ def test_a_route_in_the_table_local_to_an_address_of_another_host_is_named() -> 
     assert findings(replace(HEALTHY, answers=(unreached,))) == ()
 
 
+@pytest.mark.parametrize(
+    ("route", "is_named"),
+    [
+        ("broadcast 10.100.15.2 dev docker0 scope link", True),
+        ("unreachable 10.100.15.2", True),
+        ("local 10.100.15.0/25 dev lo scope host", True),
+        ("local 10.100.15.7 dev lo scope host", True),  # of a container
+        ("local 10.100.15.9 dev lo scope host", False),
+        ("local 10.100.16.9 dev lo scope host", True),
+    ],
+)
+def test_a_route_of_the_table_local_to_containers_is_named_and_deleted(route: str, is_named: bool) -> None:
+    """A policy rule does not decide about its packets. A program of this host may use a free address."""
+    container = ContainerNamespace(
+        pid=7, process="nginx", addresses=frozenset({OWN[7]}), routes=(LOCAL, DEFAULT)
+    )
+    rule = "100: from all lookup 77"
+    seen = replace(HEALTHY, local_routes=(route,), containers=(container,), rule_routes={rule: ("default",)})
+    if "10.100.15.2 " in f"{route} ":
+        wrong = answer(way="container in", destination=OWN[2], kind="broadcast", link="lo", rules=(rule,))
+        seen = replace(seen, answers=(*seen.answers, wrong))
+
+    named = findings(seen)
+
+    assert [one.code for one in named] == (["overlay-address"] if is_named else [])
+    for one in named:
+        assert one.evidence == (f"ip -4 route show table local: {route}",)
+        assert one.fix == f"ip -4 route delete {route} table local"
+
+
+@pytest.mark.parametrize(
+    ("more", "is_named"),
+    [
+        ({}, False),
+        ({"gateway": IPv4Address("10.0.0.240")}, True),
+        ({"kind": "broadcast"}, True),
+        ({"link": "eth1"}, True),
+    ],
+)
+def test_another_gateway_or_type_than_that_of_the_route_is_named(
+    more: dict[str, Any], is_named: bool
+) -> None:
+    """A network of the backend host-gw uses one link for all packets."""
+    rule = "100: from all lookup 147"
+    routes = {rule: ("default via 10.0.0.240 dev eth0",)}
+    planned = Route(destination=PEER, link="eth0", gateway=THERE)
+    status = replace(HEALTHY.status, backend=BackendStatus(type="host-gw", mtu=1500))
+    right = answer(link="eth0", gateway=THERE, rules=(rule,))
+    seen = replace(HEALTHY, status=status, items=(planned,), rule_routes=routes)
+
+    named = findings(replace(seen, answers=(replace(right, **more),)))
+
+    assert [one.code for one in named if one.severity == "error"] == (["policy-rule"] if is_named else [])
+
+
 def test_an_address_of_another_host_at_an_interface_is_one_finding() -> None:
     there = PEER.network_address + 2
     links = (*LINKS, interface("eth1", f"{there}/32"))

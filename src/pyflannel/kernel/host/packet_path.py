@@ -3,17 +3,17 @@
 import asyncio
 import contextlib
 import errno
-import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.filters.programs import run_program
 from pyflannel.model.host import TakingFilter
-from pyflannel.model.network_config import Family, IpAddress
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.route import RouteAnswer, Way
 
 _IPV4, _IPV6 = Path("/proc/sys/net/ipv4"), Path("/proc/sys/net/ipv6/conf")
@@ -191,6 +191,27 @@ async def routes_in_table(table: str, destination: IpAddress) -> tuple[str, ...]
 
 _ROUTES_SHOWN = 2
 
+
+async def local_routes(network: IpNetwork) -> tuple[str, ...]:
+    """Return the routes to parts of a network that other programs added to the table local, which the kernel
+    searches first; empty if they are unreadable. The kernel's own routes for addresses are not included.
+    """
+    words = f"-{network.version}", "route", "show", "table", "local", "root", str(network)
+    with contextlib.suppress(TargetError):
+        ran = await run_program("ip", *words)
+        return () if ran.status else local_routes_in(ran.output)
+    return ()
+
+
+def local_routes_in(output: str) -> tuple[str, ...]:
+    """Return the routes of other programs in the output of `ip route show table local`."""
+    routes = (tuple(word for word in line.split() if word not in _STATES) for line in output.split("\n"))
+    return tuple(" ".join(words) for words in routes if words and ("proto", "kernel") not in pairwise(words))
+
+
+_STATES = frozenset({"linkdown", "dead", "offload", "trap"})
+"""Words for the state of a route, which a command that deletes the route must not contain."""
+
 _SHAPERS = frozenset({"tbf", "htb", "hfsc", "cake", "netem"})
 
 
@@ -299,7 +320,7 @@ async def ask_route(
         return None
     answer = " ".join(ran.output.split("\n")[0].split()) if not ran.status else ran.cause
     words = [] if ran.status else answer.split()
-    after = dict(itertools.pairwise(words))
+    after = dict(pairwise(words))
     is_ipv4 = destination.version == 4  # the kernel has no reverse path filter for IPv6
     is_refused = is_ipv4 and ran.status and any(one in ran.complaint for one in _REFUSED[way])
     return RouteAnswer(
@@ -309,9 +330,13 @@ async def ask_route(
         link=after.get("dev"),
         gateway=_address(after.get("via")),
         is_local=words[:1] == ["local"],
+        kind=next((word for word in words[:1] if word in _KINDS), "unicast"),
         refused_at=arrives_at if is_refused else None,
         rules=rules,
     )
+
+
+_KINDS = frozenset({"local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit"})
 
 
 def _address(text: str | None) -> IpAddress | None:

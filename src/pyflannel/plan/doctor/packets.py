@@ -1,9 +1,11 @@
 """Faults of this host that stop packets of the overlay: forwarding, routes, policy rules."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from ipaddress import ip_network
 from shlex import quote
 
-from pyflannel.model.network_config import Family, IpAddress
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork, is_part
 from pyflannel.model.route import Route
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.observed import NAMED, Observed, shown, some
@@ -169,10 +171,20 @@ def _source_refused(seen: Observed) -> Iterator[Finding]:
 
 
 def _local_routes(seen: Observed) -> Iterator[Finding]:
-    """Yield the finding that the kernel takes packets for other hosts itself, although no interface has the
-    address: the table local contains a route to it.
+    """Yield the finding that the kernel takes or refuses packets to containers, because the table local
+    contains a route to them, which precedes all policy rules and the main table.
     """
     own = seen.membership.subnet
+    if routes := [route for route in seen.local_routes if is_blocking(route, seen)]:
+        yield Finding(
+            code="overlay-address",
+            severity="error",
+            cause="the table local of this host has routes to containers, so this host receives the packets"
+            " to them itself, or refuses these packets",
+            evidence=some([f"ip -{seen.family} route show table local: {route}" for route in routes]),
+            fix="; ".join(f"ip -{seen.family} route delete {one} table local" for one in routes[:NAMED]),
+        )
+        return
     taken = [
         one
         for one in seen.answers
@@ -192,6 +204,28 @@ def _local_routes(seen: Observed) -> Iterator[Finding]:
             )
             + f"  # for a longer range: ip -{seen.family} route show table local match {first}",
         )
+
+
+def is_blocking(route: str, seen: Observed) -> bool:
+    """Return whether a route of the table local concerns containers. An address of this host's own subnet
+    that no container has may be used by a program of this host.
+    """
+    own, destination = seen.membership.subnet, destination_of(route)
+    if own is None or destination is None:
+        return False
+    if not route.startswith("local ") or not is_part(destination, own):
+        return True
+    return destination.num_addresses > 1 or any(
+        destination.network_address in one.addresses for one in seen.containers
+    )
+
+
+def destination_of(route: str) -> IpNetwork | None:
+    """Return the destination of a route in the words of `ip route`; None if it has none."""
+    words = [word for word in route.split()[:2] if word[0].isdigit() or ":" in word]
+    with suppress(ValueError):
+        return ip_network(words[0]) if words else None
+    return None
 
 
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (

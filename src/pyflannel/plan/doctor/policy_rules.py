@@ -7,9 +7,10 @@ from itertools import pairwise
 from typing import NamedTuple, Self
 
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
-from pyflannel.model.route import Route
+from pyflannel.model.route import Route, RouteAnswer
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.observed import Observed, main_route, some
+from pyflannel.plan.doctor.packets import destination_of
 
 _REFUSING = frozenset({"blackhole", "prohibit", "unreachable"})
 
@@ -120,7 +121,8 @@ def _diverted(seen: Observed) -> Iterator[Finding]:
         for one in seen.answers
         if one.way in ("container out", "container in")
         and one.refused_at is None
-        and one.link != _link_of(main_route(seen, one.destination))
+        and not _follows(one, main_route(seen, one.destination))
+        and not _is_in_table_local(one, seen)
     ]
     found = _deciding(seen) if wrong else {}
     if found:
@@ -204,7 +206,7 @@ def _diverted_by_mark(seen: Observed) -> Iterator[Finding]:
     for one in seen.marked_answers:
         (rule,) = one.rules
         setters = _setters(seen, mark_of(rule))
-        if setters and one.link != _link_of(main_route(seen, one.destination)):
+        if setters and not _follows(one, main_route(seen, one.destination)):
             lines += [f"{_IP_RULE[seen.family]}: {rule}", *setters, one.text]
     if lines:
         yield Finding(
@@ -241,6 +243,19 @@ def _setters(seen: Observed, mark: int) -> list[str]:
 
 
 _IP_RULE: Mapping[Family, str] = {4: "ip rule", 6: "ip -6 rule"}
+
+
+def _follows(answer: RouteAnswer, route: Route | None) -> bool:
+    """Return whether the kernel uses the route of the main table for a packet: its link, gateway and type."""
+    if route is None or route.kind == "multipath" or answer.link is None or route.link is None:
+        return answer.link == _link_of(route)
+    return (answer.link, answer.gateway, answer.kind) == (route.link, route.gateway, route.kind)
+
+
+def _is_in_table_local(answer: RouteAnswer, seen: Observed) -> bool:
+    """Return whether a route of the table local decides, which precedes the policy rules."""
+    destinations = map(destination_of, seen.local_routes)
+    return any(one is not None and answer.destination in one for one in destinations)
 
 
 def _link_of(route: Route | None) -> str | None:

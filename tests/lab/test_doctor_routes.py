@@ -1,0 +1,105 @@
+"""flannelctl doctor names routes and policy rules that divert single packets, with the command that deletes
+exactly these routes and rules.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import pytest
+
+from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import together, wait_until
+from testlab.documents import read_document
+from testlab.overlay import Overlay
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+class Fault(NamedTuple):
+    """A fault, and the finding about it. `evidence` and `fix` are the beginnings of its lines.
+
+    The texts may contain {own} and {peer}, the subnets of the two hosts, {container}, the address of a
+    container of this host, and {here} and {there}, the addresses of the hosts on the underlay.
+    """
+
+    do: str
+    undo: str
+    code: str
+    evidence: str
+    fix: str
+
+
+FAULTS = [
+    Fault(
+        do="ip rule add from {peer} priority 300 unreachable",
+        undo="ip rule delete priority 300",
+        code="policy-rule",
+        evidence="ip rule: 300: from {peer} unreachable",
+        fix="ip rule delete priority 300 from {peer} unreachable",
+    ),
+    Fault(
+        do="ip route add broadcast {container} dev br7 table local",
+        undo="ip route delete broadcast {container} table local",
+        code="overlay-address",
+        evidence="ip -4 route show table local: broadcast {container} dev br7 scope link",
+        fix="ip -4 route delete broadcast {container} dev br7 scope link table local",
+    ),
+    Fault(
+        do="ip route add blackhole {container} table local",
+        undo="ip route delete blackhole {container} table local",
+        code="overlay-address",
+        evidence="ip -4 route show table local: blackhole {container}",
+        fix="ip -4 route delete blackhole {container} table local",
+    ),
+    Fault(
+        do="ip route add default via 10.10.10.240 dev eth0 onlink table 147;"
+        " ip rule add to {peer} lookup 147 priority 301",
+        undo="ip rule delete priority 301; ip route flush table 147",
+        code="policy-rule",
+        evidence="ip -4 route show table 147: default via 10.10.10.240 dev eth0 onlink",
+        fix="ip rule delete priority 301 from all to {peer} lookup 147",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def pair(overlay: Overlay) -> list[Host]:
+    """Two hosts of a host-gw network on one link; the first has a bridge like Docker's."""
+    overlay.set_backend("host-gw")
+    hosts = [overlay.hosts[name] for name in ("docker1", "docker2")]
+    together([lambda host=host: overlay.join(host) for host in hosts])
+    overlay.settle(*hosts)
+    batch = f"link add br7 type bridge\nlink set br7 up\naddress add {hosts[0].gateway()} dev br7\n"
+    hosts[0].run(["ip", "-batch", "-"], text=batch)
+    wait_until(lambda: examined(hosts[0]) == {}, what="doctor finds nothing", deadline_s=60.0)
+    return hosts
+
+
+def examined(host: Host) -> dict[str, dict[str, Any]]:
+    """Return the findings that are warnings or errors, by code."""
+    document = read_document(["doctor"], host.run(["flannelctl", "--json", "doctor"], check=False).stdout)
+    return {one["code"]: one for one in document["findings"] if one["severity"] != "info"}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.evidence)
+def test_a_route_or_a_rule_is_named_with_the_command_that_deletes_it(pair: list[Host], fault: Fault) -> None:
+    host, peer = pair
+    own = host.lease()
+    names = {
+        "own": own,
+        "container": own[2],
+        "peer": peer.lease(),
+        "here": host.address,
+        "there": peer.address,
+    }
+    do, undo, code, evidence, fix = (text.format(**names) for text in fault)
+    host.run(["sh", "-c", do])
+    try:
+        found = examined(host)
+        assert [one for one, it in found.items() if it["severity"] == "error"] == [code]
+        assert [line for line in found[code]["evidence"] if line.startswith(evidence)]
+        assert found[code]["fix"].startswith(fix)
+        host.run(["sh", "-c", found[code]["fix"]])
+        wait_until(lambda: examined(host) == {}, what="the command repairs the fault", deadline_s=20.0)
+    finally:
+        host.run(["sh", "-c", undo], check=False)
