@@ -59,6 +59,14 @@ FAULTS = [
         evidence="ip -4 route show table 147: default via 10.10.10.240 dev eth0 onlink",
         fix="ip rule delete priority 301 from all to {peer} lookup 147",
     ),
+    Fault(
+        do="ip route add blackhole default table 148;"
+        " ip rule add ipproto tcp sport 80 from {own} lookup 148 priority 302",
+        undo="ip rule delete priority 302; ip route flush table 148",
+        code="policy-rule",
+        evidence="ip -4 route show table 148: blackhole default",
+        fix="ip rule delete priority 302 from {own} ipproto tcp sport 80 lookup 148",
+    ),
 ]
 
 
@@ -96,7 +104,7 @@ def test_a_route_or_a_rule_is_named_with_the_command_that_deletes_it(pair: list[
     host.run(["sh", "-c", do])
     try:
         found = examined(host)
-        assert [one for one, it in found.items() if it["severity"] == "error"] == [code]
+        assert [*found] == [code]
         assert [line for line in found[code]["evidence"] if line.startswith(evidence)]
         assert found[code]["fix"].startswith(fix)
         host.run(["sh", "-c", found[code]["fix"]])

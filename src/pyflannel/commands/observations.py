@@ -76,7 +76,7 @@ from pyflannel.plan.doctor.observed import (
     Observed,
     SetNeighbour,
 )
-from pyflannel.plan.doctor.policy_rules import PolicyRule, forwarded_packets, mark_of
+from pyflannel.plan.doctor.policy_rules import PolicyRule, forwarded_packets, mark_of, selected_packet
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.ports import in_thread
 from pyflannel.processes.found import find_containers, find_original
@@ -215,7 +215,8 @@ async def observe_family(
         now=time.time(),
         has_unit=has_unit("flanneld.service"),
     )
-    return replace(observed, rule_routes=await _rule_routes(observed))
+    kinds, routes = await asyncio.gather(_kind_answers(observed), _rule_routes(observed))
+    return replace(observed, kind_answers=kinds, rule_routes=routes)
 
 
 def lost_stores(status: Status) -> tuple[tuple[IpAddress, int], ...]:
@@ -314,12 +315,35 @@ async def _rule_routes(seen: Observed) -> dict[str, tuple[str, ...]]:
     packets, asked = list(forwarded_packets(seen)), dict[str, tuple[str, IpAddress]]()
     for rule in dict.fromkeys(rule for one in seen.answers for rule in one.rules):
         parsed = PolicyRule.parse(rule)
-        destination = next((one.destination for one in packets if parsed.selects(*one)), None)
-        if parsed.table is not None and destination is not None:
-            asked[rule] = parsed.table, destination
+        packet = next((one for one in packets if parsed.selects(*one)), selected_packet(rule, packets))
+        if parsed.table is not None and packet is not None:
+            asked[rule] = parsed.table, packet.destination
     some = dict(islice(asked.items(), _TABLES_READ))
     routes = await asyncio.gather(*(routes_in_table(*one) for one in some.values()))
     return dict(zip(some, routes, strict=True))
+
+
+_KINDS_ASKED = 4
+"""Maximum number of policy rules for kinds of packets for which the kernel is asked."""
+
+
+async def _kind_answers(seen: Observed) -> tuple[RouteAnswer, ...]:
+    """Return the routes of packets of the kinds that policy rules select, one packet for each rule."""
+    packets, own = list(forwarded_packets(seen)), seen.membership.subnet
+    rules = dict.fromkeys(rule for one in seen.answers for rule in one.rules if not mark_of(rule))
+    selected = ((rule, packet) for rule in rules if (packet := selected_packet(rule, packets)) is not None)
+    asked = (
+        ask_route(
+            "container in" if own is not None and packet.destination in own else "container out",
+            packet.destination,
+            source=packet.source,
+            arrives_at=packet.link,
+            rules=(rule,),
+            kind=PolicyRule.parse(rule).kind,
+        )
+        for rule, packet in islice(selected, _KINDS_ASKED)
+    )
+    return tuple(filter(None, await asyncio.gather(*asked)))
 
 
 _MARKS_ASKED = 4
@@ -336,7 +360,15 @@ async def _marked_answers(
     rules = [rule for rule in await policy_rules(family) if mark_of(rule)][:_MARKS_ASKED]
     here, there = own.network_address + 2, peer.network_address + 2
     asked = (
-        ask_route("container out", there, source=here, arrives_at=bridge, rules=(rule,), mark=mark_of(rule))
+        ask_route(
+            "container out",
+            there,
+            source=here,
+            arrives_at=bridge,
+            rules=(rule,),
+            mark=mark_of(rule),
+            kind=PolicyRule.parse(rule).kind,
+        )
         for rule in rules
     )
     return tuple(filter(None, await asyncio.gather(*asked)))

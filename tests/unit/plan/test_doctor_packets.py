@@ -257,6 +257,46 @@ def test_the_selectors_of_a_policy_rule_are_evaluated(rule: str, is_selected: bo
 
 
 @pytest.mark.parametrize(
+    ("rule", "kind"),
+    [
+        ("9: from all ipproto tcp sport 80-90 lookup 7", ("ipproto", "tcp", "sport", "80")),
+        ("9: from all ipproto ipv6-icmp lookup 7", ("ipproto", "ipv6-icmp")),
+        ("9: from all tos 0x10 dport 53 lookup 7", ("tos", "0x10", "dport", "53")),
+        ("9: from all ipproto sctp lookup 7", ()),
+        ("9: not from all ipproto tcp lookup 7", ()),
+        ("9: from all lookup 7", ()),
+    ],
+)
+def test_the_kernel_is_asked_with_the_kind_of_packets_that_a_rule_selects(
+    rule: str, kind: tuple[str, ...]
+) -> None:
+    assert PolicyRule.parse(rule).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("selectors", "severity"),
+    [("ipproto tcp sport 80", "warning"), ("ipproto tcp", "error"), ("tos 0x10", "warning")],
+)
+def test_a_rule_that_diverts_one_kind_of_packets_is_named(selectors: str, severity: str) -> None:
+    rule = f"9: from {OWN} {selectors} lookup 147"
+    (good,) = HEALTHY.answers
+    wrong = answer(link="eth0", rules=(rule,))
+    seen = replace(HEALTHY, kind_answers=(wrong,), rule_routes={rule: ("default via 10.0.0.9 dev eth0",)})
+
+    one = found(seen)
+
+    assert (one.code, one.severity) == ("policy-rule", severity)
+    assert one.evidence == (
+        f"ip rule: {rule}",
+        "ip -4 route show table 147: default via 10.0.0.9 dev eth0",
+        "the answer",
+    )
+    assert one.fix == f"ip rule delete priority 9 from {OWN} {selectors} lookup 147"
+    assert findings(replace(seen, kind_answers=(replace(good, rules=(rule,)),))) == ()
+    assert findings(replace(seen, rule_routes={rule: ()})) == ()
+
+
+@pytest.mark.parametrize(
     ("links", "code", "fix"),
     [
         (

@@ -308,12 +308,17 @@ async def ask_route(
     arrives_at: str | None = None,
     rules: tuple[str, ...] = (),
     mark: int = 0,
+    kind: tuple[str, ...] = (),
 ) -> RouteAnswer | None:
-    """Return the answer of the kernel about the route of a packet; None if the kernel cannot be asked."""
+    """Return the answer of the kernel about the route of a packet; None if the kernel cannot be asked.
+
+    `kind`: protocol, ports and type of service of the packet, as words of `ip route get`.
+    """
     question = ["ip", f"-{destination.version}", "route", "get", str(destination)]
     question += [] if source is None else ["from", str(source)]
     question += [] if arrives_at is None else ["iif", arrives_at]
     question += [] if not mark else ["mark", hex(mark)]
+    question += kind
     try:
         ran = await run_program(*question)
     except TargetError:

@@ -259,6 +259,8 @@ class Observed(Struct, frozen=True, kw_only=True):
         answers: answers of the kernel about the routes of packets.
         marked_answers: answers about packets of containers to a peer, with the mark of a policy rule. It is
             the only one in `rules`.
+        kind_answers: answers about packets of the kinds that policy rules select by protocol, port or type of
+            service. The rule is the only one in `rules`.
         local_routes: routes to parts of the network that other programs added to the table local.
         rule_routes: for each policy rule in `answers` with a table of its own, the routes of this table to a
             destination of the packets that the rule selects.
@@ -317,6 +319,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     ruleset: Ruleset = ()
     answers: tuple[RouteAnswer, ...] = ()
     marked_answers: tuple[RouteAnswer, ...] = ()
+    kind_answers: tuple[RouteAnswer, ...] = ()
     local_routes: tuple[str, ...] = ()
     rule_routes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     interfaces: Interfaces = field(default_factory=Interfaces)

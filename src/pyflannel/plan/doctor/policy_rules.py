@@ -1,7 +1,7 @@
 """Policy rules, by which packets of containers do not use the routes of the main table."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_network
 from itertools import pairwise
 from typing import NamedTuple, Self
@@ -19,10 +19,16 @@ _USUAL_TABLES = frozenset({"main", "local", "default"})
 _PROGRAM_TABLES = frozenset({"52", "220", "2004", "2005", "51820"})
 """The tables of Tailscale, strongSwan, Cilium and wg-quick, which add their rules again."""
 
-_WITH_VALUE = frozenset({"from", "to", "iif", "oif", "fwmark", "lookup", "proto"})
+_OF_KINDS = frozenset({"ipproto", "sport", "dport", "tos"})
+"""Selectors of kinds of packets, which `ip route get` accepts."""
 
-_OF_SOCKETS = frozenset({"ipproto", "sport", "dport", "uidrange", "tos", "dsfield", "l3mdev"})
+_WITH_VALUE = frozenset({"from", "to", "iif", "oif", "fwmark", "lookup", "proto", *_OF_KINDS})
+
+_OF_SOCKETS = frozenset({"uidrange", "dsfield", "dscp", "l3mdev"})
 """Selectors that do not match the packets about which doctor asks the kernel."""
+
+_PROTOCOLS = frozenset({"tcp", "udp", "icmp", "ipv6-icmp"})
+"""The protocols about which the kernel can be asked (rtm_getroute_parse_ip_proto in net/ipv4/route.c)."""
 
 
 class PolicyRule(NamedTuple):
@@ -61,9 +67,28 @@ class PolicyRule(NamedTuple):
         """True if a known program adds the rule, and would add it again."""
         return self.table in _PROGRAM_TABLES or self.values.get("proto", "static") not in ("static", "boot")
 
-    def selects(self, source: IpAddress | None, destination: IpAddress, link: str) -> bool:
-        """Return whether the rule matches a forwarded packet without a mark, which arrived at a link."""
-        if _OF_SOCKETS.intersection(self.words):
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """The selectors of the kind of packets that the rule selects, as words of `ip route get`; empty if it
+        selects all kinds, all except one kind, or kinds about which the kernel cannot be asked.
+        """
+        found = {name: value for name, value in self.values.items() if name in _OF_KINDS}
+        if "not" in self.words or found.get("ipproto", "tcp") not in _PROTOCOLS:
+            return ()
+        return tuple(
+            word
+            for name, value in found.items()
+            for word in (name, value if name == "ipproto" else value.partition("-")[0])
+        )
+
+    def selects(
+        self, source: IpAddress | None, destination: IpAddress, link: str, *, is_of_kind: bool = False
+    ) -> bool:
+        """Return whether the rule matches a forwarded packet without a mark, which arrived at a link.
+
+        `is_of_kind`: True for a packet of the kind that the rule selects.
+        """
+        if _OF_SOCKETS.intersection(self.words) or (not is_of_kind and _OF_KINDS.intersection(self.words)):
             return False
         mark, _, mask = self.values.get("fwmark", "0").partition("/")
         matches = (
@@ -119,10 +144,7 @@ def _diverted(seen: Observed) -> Iterator[Finding]:
     wrong = [
         one
         for one in seen.answers
-        if one.way in ("container out", "container in")
-        and one.refused_at is None
-        and not _follows(one, main_route(seen, one.destination))
-        and not _is_in_table_local(one, seen)
+        if one.way in ("container out", "container in") and not _is_right(one, seen)
     ]
     found = _deciding(seen) if wrong else {}
     if found:
@@ -219,6 +241,42 @@ def _diverted_by_mark(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def selected_packet(rule: str, packets: Iterable[Forwarded]) -> Forwarded | None:
+    """Return the first packet that a rule selects by the kind of the packet; None if there is none."""
+    parsed = PolicyRule.parse(rule)
+    if not parsed.kind:
+        return None
+    return next((one for one in packets if one.link and parsed.selects(*one, is_of_kind=True)), None)
+
+
+def _diverted_kinds(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that policy rules divert packets of containers that they select by protocol, port or
+    type of service. The severity is error if a rule diverts all packets of a protocol.
+    """
+    usual = {(one.way, one.destination) for one in seen.answers if not _is_right(one, seen)}
+    wrong = [
+        one
+        for one in seen.kind_answers
+        if (one.way, one.destination) not in usual
+        and not _is_right(one, seen)
+        and any(PolicyRule.parse(rule).refuses or seen.rule_routes.get(rule) for rule in one.rules)
+    ]
+    rules = [*dict.fromkeys(rule for one in wrong for rule in one.rules)]
+    if rules:
+        own, parsed = seen.membership.subnet, [PolicyRule.parse(rule) for rule in rules]
+        is_whole = any(one.kind[::2] == ("ipproto",) for one in parsed)
+        lines = [line for rule in rules for line in _lines(seen, rule)]
+        is_in = [own is not None and one.destination in own for one in wrong]
+        yield Finding(
+            code="policy-rule",
+            severity="error" if is_whole else "warning",
+            cause=f"a policy rule diverts packets of containers {_whither(is_in)} that it selects by"
+            " protocol, port or type of service",
+            evidence=some([*lines, *dict.fromkeys(one.text for one in wrong)]),
+            fix=_fix(seen, parsed),
+        )
+
+
 _FIREWALL_MARK = re.compile(r"^\d+:(?! not ).* fwmark (0x[\da-f]+|\d+)")
 _SET_MARK = re.compile(r"(?:\bmark set|--set-x?mark) (0x[\da-f]+|\d+)")
 
@@ -245,6 +303,17 @@ def _setters(seen: Observed, mark: int) -> list[str]:
 _IP_RULE: Mapping[Family, str] = {4: "ip rule", 6: "ip -6 rule"}
 
 
+def _is_right(answer: RouteAnswer, seen: Observed) -> bool:
+    """Return whether no policy rule diverts a packet. A reverse path filter, or the table local, may decide
+    before the rules.
+    """
+    return (
+        answer.refused_at is not None
+        or _follows(answer, main_route(seen, answer.destination))
+        or _is_in_table_local(answer, seen)
+    )
+
+
 def _follows(answer: RouteAnswer, route: Route | None) -> bool:
     """Return whether the kernel uses the route of the main table for a packet: its link, gateway and type."""
     if route is None or route.kind == "multipath" or answer.link is None or route.link is None:
@@ -262,4 +331,4 @@ def _link_of(route: Route | None) -> str | None:
     return None if route is None else route.link
 
 
-CHECKS = (_diverted, _diverted_by_mark)
+CHECKS = (_diverted, _diverted_kinds, _diverted_by_mark)
