@@ -67,6 +67,21 @@ FAULTS = [
         evidence="ip -4 route show table 148: blackhole default",
         fix="ip rule delete priority 302 from {own} ipproto tcp sport 80 lookup 148",
     ),
+    Fault(
+        do="ip route add blackhole default table 125;"
+        " ip rule add from {here} to {there} lookup 125 priority 303",
+        undo="ip rule delete priority 303; ip route flush table 125",
+        code="underlay-unsent",
+        evidence="ip rule: 303: from {here} to {there} lookup 125",
+        fix="ip rule delete priority 303 from {here} to {there} lookup 125",
+    ),
+    Fault(
+        do="ip route add {there}/32 via 10.10.10.240 dev eth0 onlink",
+        undo="ip route delete {there}/32",
+        code="no-neighbour",
+        evidence="ip -4 route show match {there}: {there} via 10.10.10.240 dev eth0 onlink",
+        fix="ip -4 route delete {there} via 10.10.10.240 dev eth0 onlink",
+    ),
 ]
 
 

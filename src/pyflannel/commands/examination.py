@@ -23,17 +23,19 @@ from pyflannel.commands.reach import (
 )
 from pyflannel.errors import NotReadyError, TargetError, WireError
 from pyflannel.kernel.filters.programs import run_program
-from pyflannel.kernel.host.packet_path import ask_route
+from pyflannel.kernel.host.packet_path import ask_route, policy_rules, routes_in_table
 from pyflannel.kernel.network.address_probe import other_holder
 from pyflannel.kernel.network.echo import clock_offsets
 from pyflannel.kernel.network.link_watch import LinkWatch
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import PeerReach
+from pyflannel.model.route import RouteAnswer
 from pyflannel.model.status import Finding, Status, StoreTimes
 from pyflannel.plan.doctor.coverage import coverage, partly_examined
 from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
+from pyflannel.plan.doctor.host_routes import Detour, HostRoutes, detour, selected_tables
 from pyflannel.plan.doctor.links import address_taken
 from pyflannel.plan.doctor.observed import BadNeighbour, LinkSetter, Observed
 from pyflannel.plan.doctor.peers import clock_findings, is_cut_off, with_peers
@@ -73,10 +75,9 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     )
     common = (*found.get(None, ()), *store_findings(whole, times), *clock_findings(offsets))
     entries = await _bad_neighbours()
-    of_store = next(
-        iter((await _on_the_way((address for address, _ in lost_stores(whole)), whole, entries)).values()),
-        None,
-    )
+    stores = [address for address, _ in lost_stores(whole)]
+    on_the_way = _on_the_way(stores, await _host_answers(stores, whole), whole, entries)
+    of_store = next(iter(on_the_way.values()), None)
     complete: list[Finding] = []
     for (family, (status, leases)), reach, lossy in zip(views.items(), reached, losses, strict=True):
         probed = len([*peers_of(status, leases)]) if reach else 0
@@ -84,10 +85,12 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
         reach = [lossy.corrected(one, status) for one in reach]
         taken = await _taken_address(status) if is_cut_off(reach, status) else ()
         own = under_their_cause((*taken, *common, *found.get(family, ()), *partly, *lossy.findings))
-        silent_peers = (
+        silent_peers = [
             one.public_ip for one in reach if not one.is_reached and one.underlay.state != "reached"
-        )
-        complete += with_peers(own, reach, status, await _on_the_way(silent_peers, status, entries), of_store)
+        ]
+        answers = await _host_answers(silent_peers, status)
+        deaf = _on_the_way(silent_peers, answers, status, entries)
+        complete += with_peers(own, reach, status, deaf, of_store, await _detours(answers, status))
     return merged(complete)
 
 
@@ -204,28 +207,57 @@ async def _bad_neighbours() -> list[BadNeighbour]:
     return entries
 
 
-async def _on_the_way(
-    silent: Iterable[IpAddress], status: Status, known: Iterable[BadNeighbour]
+async def _host_answers(silent: Iterable[IpAddress], status: Status) -> dict[IpAddress, RouteAnswer]:
+    """Return the routes of packets of this host to the first of some silent addresses."""
+    source = status.underlay.address if status.underlay is not None else None
+    asked = (
+        ask_route("host out", one, source=source if source and source.version == one.version else None)
+        for one in islice(silent, _ROUTES_ASKED)
+    )
+    answers = await asyncio.gather(*asked)
+    return {one.destination: one for one in answers if one is not None}
+
+
+def _on_the_way(
+    silent: Iterable[IpAddress],
+    answers: Mapping[IpAddress, RouteAnswer],
+    status: Status,
+    known: Iterable[BadNeighbour],
 ) -> dict[IpAddress, BadNeighbour]:
     """Return the neighbour entries on the underlay that may stop packets to silent addresses: those of the
-    addresses themselves, or of the gateways to them.
+    gateways to them, or of the addresses themselves.
     """
     link = status.underlay.link if status.underlay is not None else None
     entries = {one.address: one for one in known if one.link == link}
-    silent = list(silent)
-    found = {address: entries[address] for address in silent if address in entries}
-    if found.keys() == entries.keys():
+    hops = {one: answers[one].gateway if one in answers else None for one in silent}
+    return {one: entries[hop or one] for one, hop in hops.items() if (hop or one) in entries}
+
+
+async def _detours(answers: Mapping[IpAddress, RouteAnswer], status: Status) -> dict[IpAddress, Detour]:
+    """Return the routes and policy rules by which this host does not send directly to silent peers."""
+    underlay, found = status.underlay, dict[IpAddress, Detour]()
+    unusual = {
+        address: one for address, one in answers.items() if one.gateway or one.link is None or one.is_local
+    }
+    if underlay is None or not unusual:
         return found
-    others = [one for one in silent if one not in found][:_ROUTES_ASKED]
-    answers = await asyncio.gather(*(ask_route("host out", address) for address in others))
-    for address, answer in zip(others, answers, strict=True):
-        if answer is not None and answer.gateway is not None and answer.gateway in entries:
-            found[address] = entries[answer.gateway]
+    rules = await policy_rules(next(iter(unusual)).version)
+    for address, answer in unusual.items():
+        source = underlay.address
+        names = [*selected_tables(rules, source, address)[:_TABLES_READ], "local", "main"]
+        tables = await asyncio.gather(*(routes_in_table(name, address) for name in names))
+        read = dict(zip(names, tables, strict=True))
+        routes = HostRoutes(source=source, link=underlay.link, answer=answer, rules=rules, tables=read)
+        if (one := detour(routes)) is not None:
+            found[address] = one
     return found
 
 
 _ROUTES_ASKED = 8
-"""Maximum number of silent addresses whose gateway is determined."""
+"""Maximum number of silent addresses whose routes are determined."""
+
+_TABLES_READ = 4
+"""Maximum number of tables of policy rules that are read for each of them."""
 
 
 _CLOCKS = 16

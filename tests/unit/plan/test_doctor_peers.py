@@ -1,6 +1,7 @@
 """The conclusions from probes."""
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -18,7 +19,9 @@ from pyflannel.model.probe import (
     ProbeState,
     StepName,
 )
+from pyflannel.model.route import RouteAnswer
 from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status, StoreStatus
+from pyflannel.plan.doctor.host_routes import HostRoutes, detour
 from pyflannel.plan.doctor.observed import BadNeighbour
 from pyflannel.plan.doctor.peers import (
     is_cut_off,
@@ -225,6 +228,71 @@ def test_peers_to_which_the_host_has_no_route_are_named_with_the_reason() -> Non
     assert (one.code, one.severity) == ("underlay-unsent", "error")
     assert one.cause.endswith(reason)
     assert one.fix.startswith("ip -4 route show match 10.0.0.2  #")
+
+
+@pytest.mark.parametrize(
+    ("answer", "rules", "tables", "line", "fix"),
+    [
+        (
+            {},
+            ["100: from 10.0.0.1 to 10.0.0.2 lookup 125"],
+            {"125": ["blackhole default"]},
+            "ip rule: 100: from 10.0.0.1 to 10.0.0.2 lookup 125",
+            "ip rule delete priority 100 from 10.0.0.1 to 10.0.0.2 lookup 125",
+        ),
+        (
+            {},
+            ["50: from all lookup 7", "60: from 10.0.0.9 blackhole", "100: from all iif lo unreachable"],
+            {"7": []},
+            "ip rule: 100: from all iif lo unreachable",
+            "ip rule delete priority 100 from all iif lo unreachable",
+        ),
+        (
+            {"link": "eth0", "gateway": IPv4Address("10.0.0.240")},
+            [],
+            {"main": ["10.0.0.2 via 10.0.0.240 dev eth0 onlink", "10.0.0.0/24 dev eth0 scope link"]},
+            "ip -4 route show match 10.0.0.2: 10.0.0.2 via 10.0.0.240 dev eth0 onlink",
+            "ip -4 route delete 10.0.0.2 via 10.0.0.240 dev eth0 onlink",
+        ),
+        (
+            {},
+            ["100: from all lookup 7"],
+            {"local": ["prohibit 10.0.0.2"], "7": ["default dev eth1"]},
+            "ip -4 route show table local: prohibit 10.0.0.2",
+            "ip -4 route delete prohibit 10.0.0.2 table local",
+        ),
+    ],
+)
+def test_the_route_or_rule_that_diverts_packets_of_this_host_is_named(
+    answer: dict[str, Any], rules: list[str], tables: dict[str, list[str]], line: str, fix: str
+) -> None:
+    asked = RouteAnswer(way="host out", destination=PEER.public_ip, text="the answer", **answer)
+    routes = HostRoutes(source=IPv4Address("10.0.0.1"), link="eth0", answer=asked, rules=rules, tables=tables)
+
+    found = detour(routes)
+
+    assert found is not None
+    assert (found.lines[0], found.lines[-1], found.fix) == (line, "the answer", fix)
+    for state, code in (("unsent", "underlay-unsent"), ("silent", "peers-silent")):
+        lost = replace(reach(2, SILENT, SILENT, None), underlay=EchoResult(state=state))
+        (one,) = with_peers([], [lost], STATUS, detours={lost.public_ip: found})
+        assert (one.code, one.evidence[0], one.fix) == (code, line, fix)
+    entry = neighbour("10.0.0.240", "FAILED")
+    peers = {IPv4Address("10.0.0.2"): entry}
+    (one,) = with_peers([], [reach(2, SILENT, SILENT, None)], STATUS, peers, None, {PEER.public_ip: found})
+    assert (one.code, one.evidence) == ("no-neighbour", (*found.lines, "10.0.0.240 FAILED"))
+    assert one.fix == fix
+
+
+def test_a_gateway_to_a_peer_on_another_link_is_no_detour() -> None:
+    asked = RouteAnswer(
+        way="host out", destination=PEER.public_ip, text="", link="eth0", gateway=IPv4Address("10.9.0.1")
+    )
+    tables = {"main": ["default via 10.9.0.1 dev eth0"]}
+    routes = HostRoutes(source=IPv4Address("10.9.0.2"), link="eth0", answer=asked, rules=(), tables=tables)
+
+    assert detour(routes) is None
+    assert detour(routes._replace(answer=replace(asked, link=None, gateway=None), tables={})) is None
 
 
 def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:

@@ -184,8 +184,8 @@ async def routes_in_table(table: str, destination: IpAddress) -> tuple[str, ...]
     words = f"-{destination.version}", "route", "show", "table", table, "match", str(destination)
     with contextlib.suppress(TargetError):
         ran = await run_program("ip", *words)
-        lines = [" ".join(line.split()) for line in ran.output.split("\n") if line.strip()]
-        return () if ran.status else tuple(reversed(lines[-_ROUTES_SHOWN:]))
+        lines = [line for line in _routes_in(ran.output) if line]
+        return () if ran.status else tuple(reversed([" ".join(line) for line in lines][-_ROUTES_SHOWN:]))
     return ()
 
 
@@ -205,8 +205,14 @@ async def local_routes(network: IpNetwork) -> tuple[str, ...]:
 
 def local_routes_in(output: str) -> tuple[str, ...]:
     """Return the routes of other programs in the output of `ip route show table local`."""
-    routes = (tuple(word for word in line.split() if word not in _STATES) for line in output.split("\n"))
-    return tuple(" ".join(words) for words in routes if words and ("proto", "kernel") not in pairwise(words))
+    routes = (words for words in _routes_in(output) if words)
+    return tuple(" ".join(words) for words in routes if ("proto", "kernel") not in pairwise(words))
+
+
+def _routes_in(output: str) -> Iterator[list[str]]:
+    """Yield the words of each route in the output of `ip route`."""
+    for line in output.split("\n"):
+        yield [word for word in line.split() if word not in _STATES]
 
 
 _STATES = frozenset({"linkdown", "dead", "offload", "trap"})

@@ -15,6 +15,7 @@ from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import Loss, NarrowPath, PeerReach, PingReport, PingStep, StepName
 from pyflannel.model.status import Finding, Severity, Status
+from pyflannel.plan.doctor.host_routes import Detour, with_detours
 from pyflannel.plan.doctor.ipsec import CODES as OF_IPSEC
 from pyflannel.plan.doctor.ipsec import of_tunnel
 from pyflannel.plan.doctor.observed import BadNeighbour, resolution, some
@@ -240,6 +241,7 @@ def with_peers(
     status: Status,
     neighbours: Mapping[IpAddress, BadNeighbour] = MappingProxyType({}),
     of_store: BadNeighbour | None = None,
+    detours: Mapping[IpAddress, Detour] = MappingProxyType({}),
 ) -> tuple[Finding, ...]:
     """Return the findings about this host, including findings about peers that do not answer.
 
@@ -254,10 +256,11 @@ def with_peers(
         neighbours: neighbour entries after the probes that may stop packets, by the public address of the
             peer.
         of_store: the neighbour entry that may stop packets to the store.
+        detours: routes and rules that stop or divert packets of this host, by the public address of the peer.
     """
     if of_store is not None:
         found = [_before_the_store(of_store, one) if one.code == "store-away" else one for one in found]
-    of_peers = list(reach_findings(reach, status, neighbours))
+    of_peers = list(reach_findings(reach, status, neighbours, detours))
     is_lossy = any(one.severity != "info" for one in of_peers)
     kept = [
         replace(one, severity="warning") if one.code == "xdp-program" and is_lossy else one for one in found
@@ -290,7 +293,10 @@ def is_cut_off(reach: Sequence[PeerReach], status: Status) -> bool:
 
 
 def reach_findings(
-    reach: Sequence[PeerReach], status: Status, neighbours: Mapping[IpAddress, BadNeighbour]
+    reach: Sequence[PeerReach],
+    status: Status,
+    neighbours: Mapping[IpAddress, BadNeighbour],
+    detours: Mapping[IpAddress, Detour] = MappingProxyType({}),
 ) -> Iterator[Finding]:
     """Yield the findings about peers that do not answer: errors if packets of containers are lost."""
     silent = [one for one in reach if not one.is_reached and one.underlay.state != "reached"]
@@ -312,10 +318,11 @@ def reach_findings(
             {one.public_ip: neighbours[one.public_ip] for one in deaf},
             len(reach),
             "error" if len(silent) == len(reach) else "warning",
+            detours,
         )
     for reason in dict.fromkeys(one.underlay.text for one in unsent):
         some_peers = [one for one in unsent if one.underlay.text == reason]
-        yield Finding(
+        refused = Finding(
             code="underlay-unsent",
             severity="error" if len(silent) == len(reach) else "warning",
             cause=f"this host cannot send to the public addresses of {len(some_peers)} of {len(reach)} probed"
@@ -325,8 +332,9 @@ def reach_findings(
             "  # delete a route that refuses, or add the missing route, for example the default route;"
             " ip rule shows rules that refuse",
         )
+        yield with_detours(refused, (one.public_ip for one in some_peers), detours)
     if away:
-        yield Finding(
+        unanswered = Finding(
             code="peers-silent",
             severity="error" if len(silent) == len(reach) and not deaf else "warning",
             cause=f"{len(away)} of {len(reach)} probed peers answer neither on the underlay nor through the"
@@ -335,22 +343,27 @@ def reach_findings(
             fix=f"flannelctl ping {away[0].public_ip}  # if only its containers answer, that host ignores"
             " ICMP echo requests; if it no longer exists, delete its lease",
         )
+        yield with_detours(unanswered, (one.public_ip for one in away), detours)
     yield from _small(reach, status)
 
 
 def _neighbour_findings(
-    neighbours: Mapping[IpAddress, BadNeighbour], probed: int, severity: Severity
+    neighbours: Mapping[IpAddress, BadNeighbour],
+    probed: int,
+    severity: Severity,
+    detours: Mapping[IpAddress, Detour],
 ) -> Iterator[Finding]:
     """Yield a finding for each group of silent peers behind neighbour entries of one kind.
 
-    `neighbours`: the entries, by the public address of the peer. `probed`: number of probed peers.
+    `neighbours`: the entries, by the public address of the peer. `probed`: number of probed peers. `detours`:
+    the routes and rules that divert packets, by the public address of the peer.
     """
     groups: dict[tuple[bool, IpAddress | None], list[BadNeighbour]] = {}
     for peer, one in neighbours.items():
         gateway = None if one.address == peer else one.address
         groups.setdefault((one.is_set, gateway), []).append(one)
     silent = [gateway for is_set, gateway in groups if not is_set]
-    if None in silent and len(silent) > 1:
+    if None in silent and len(silent) > 1 and detours.keys().isdisjoint(neighbours):
         # The gateway and hosts on the same link do not answer, so this host is cut off.
         lost = [one for (is_set, _), group in groups.items() if not is_set for one in group]
         link, protocol = lost[0].link, resolution(lost[0].address)
@@ -368,7 +381,8 @@ def _neighbour_findings(
         some_peers = f"{len(group)} of {probed} probed peers"
         evidence = some([*dict.fromkeys(one.text for one in group)])
         role = "" if gateway is None else f"the gateway to {some_peers}"
-        yield _neighbour_finding(group[0], severity, evidence, peers=some_peers, role=role)
+        found = _neighbour_finding(group[0], severity, evidence, peers=some_peers, role=role)
+        yield with_detours(found, (peer for peer, one in neighbours.items() if one in group), detours)
 
 
 def _neighbour_finding(

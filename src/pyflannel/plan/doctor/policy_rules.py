@@ -12,7 +12,8 @@ from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.observed import Observed, main_route, some
 from pyflannel.plan.doctor.packets import destination_of
 
-_REFUSING = frozenset({"blackhole", "prohibit", "unreachable"})
+REFUSING = frozenset({"blackhole", "prohibit", "unreachable"})
+"""The types of routes, and the actions of policy rules, by which the kernel refuses packets."""
 
 _USUAL_TABLES = frozenset({"main", "local", "default"})
 
@@ -60,7 +61,7 @@ class PolicyRule(NamedTuple):
     @property
     def refuses(self) -> bool:
         """True if the rule itself refuses packets."""
-        return not _REFUSING.isdisjoint(self.words)
+        return not REFUSING.isdisjoint(self.words)
 
     @property
     def is_known(self) -> bool:
