@@ -1,5 +1,5 @@
-"""flannelctl doctor names routes and policy rules that divert single packets, with the command that deletes
-exactly these routes and rules.
+"""flannelctl doctor names routes, policy rules and queueing disciplines that divert or drop single packets,
+with the command that deletes exactly these objects.
 """
 
 import os
@@ -82,6 +82,15 @@ FAULTS = [
         evidence="ip -4 route show match {there}: {there} via 10.10.10.240 dev eth0 onlink",
         fix="ip -4 route delete {there} via 10.10.10.240 dev eth0 onlink",
     ),
+    Fault(
+        do="ip link add port7 type veth peer name end7; ip link set end7 up;"
+        " ip link set port7 master br7 up; tc qdisc add dev br7 root blackhole;"
+        " ping -c 1 -W 0.2 {container}",
+        undo="ip link delete port7; tc qdisc delete dev br7 root",
+        code="link-shaped",
+        evidence="tc -statistics qdisc show dev br7: blackhole has dropped ",
+        fix="tc qdisc delete dev br7 root",
+    ),
 ]
 
 
@@ -116,7 +125,7 @@ def test_a_route_or_a_rule_is_named_with_the_command_that_deletes_it(pair: list[
         "there": peer.address,
     }
     do, undo, code, evidence, fix = (text.format(**names) for text in fault)
-    host.run(["sh", "-c", do])
+    host.run(["sh", "-c", do], check=False)
     try:
         found = examined(host)
         assert [*found] == [code]

@@ -49,8 +49,8 @@ from pyflannel.kernel.host.packet_path import (
     own_ttl,
     policy_rules,
     port_mtus,
+    queueing_disciplines,
     routes_in_table,
-    shapers,
     taking_filters,
     tracked_connections,
     tunnel_ttl,
@@ -60,7 +60,7 @@ from pyflannel.kernel.host.packet_path import (
 from pyflannel.kernel.network.ipsec import security_associations
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
-from pyflannel.model.host import Interfaces, TakingFilter
+from pyflannel.model.host import Interfaces, QueueingDiscipline, TakingFilter
 from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
@@ -94,6 +94,7 @@ class HostObservations(Struct, frozen=True, kw_only=True):
     programs: tuple[BpfProgram, ...]
     containers: tuple[ContainerNamespace, ...]
     docker: DockerEngine | None
+    disciplines: tuple[QueueingDiscipline, ...]
     taking_filters: tuple[TakingFilter, ...]
     xdp_links: frozenset[str]
 
@@ -108,10 +109,10 @@ async def observe_host(places: Places, status: Status, families: Sequence[Family
         interfaces_of_host(routes_of_network(status)),
         programs_of(places),
     )
-    containers, docker, taken, with_xdp = await asyncio.gather(
+    containers, docker, (disciplines, taken), with_xdp = await asyncio.gather(
         in_thread(find_containers),
         docker_engine(),
-        taking_filters({one.name: one.kind for one in interfaces.interfaces}),
+        _traffic_control(interfaces),
         xdp_links(),
     )
     return HostObservations(
@@ -122,9 +123,18 @@ async def observe_host(places: Places, status: Status, families: Sequence[Family
         programs=programs[0],
         containers=containers,
         docker=docker,
+        disciplines=disciplines,
         taking_filters=taken,
         xdp_links=with_xdp,
     )
+
+
+async def _traffic_control(
+    interfaces: Interfaces,
+) -> tuple[tuple[QueueingDiscipline, ...], tuple[TakingFilter, ...]]:
+    """Return the queueing disciplines of this host, and the filters that took packets."""
+    found = await queueing_disciplines()
+    return found, await taking_filters({one.name: one.kind for one in interfaces.interfaces}, found)
 
 
 async def observe_family(
@@ -193,7 +203,7 @@ async def observe_family(
         is_ethernet=is_ethernet(membership.underlay or ""),
         set_neighbours=frozenset(one.address for one in permanent if one.link == membership.underlay),
         bridge_neighbours=tuple(one for one in permanent if one.link in bridges),
-        shapers=await shapers(membership.underlay or ""),
+        disciplines=host.disciplines,
         tracked=tracked_connections(),
         xdp_links=host.xdp_links,
         taking_filters=host.taking_filters,

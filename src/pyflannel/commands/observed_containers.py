@@ -7,7 +7,12 @@ from msgspec.structs import replace
 from pyflannel.errors import TargetError
 from pyflannel.kernel.filters.programs import programs_in_namespace_of
 from pyflannel.kernel.filters.ruleset import read_ruleset
-from pyflannel.kernel.host.packet_path import port_mtus, silent_ports, taking_filters
+from pyflannel.kernel.host.packet_path import (
+    port_mtus,
+    queueing_disciplines,
+    silent_ports,
+    taking_filters,
+)
 from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.kernel.network.ipsec import policies_in
 from pyflannel.kernel.network.namespaces import far_ends, learned_by, read_namespace
@@ -137,7 +142,7 @@ async def with_filters(found: tuple[ContainerNamespace, ...]) -> tuple[Container
     known: dict[int, ContainerNamespace] = {}
     for one in filtered[:_CONTAINERS_READ]:
         with programs_in_namespace_of(one.pid):
-            taken = await taking_filters({link.name: "" for link in one.links})
+            taken = await taking_filters({link.name: "" for link in one.links}, await queueing_disciplines())
         known[one.pid] = replace(one, taking_filters=taken)
     return tuple(known.get(one.pid, one) for one in found)
 

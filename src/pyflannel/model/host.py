@@ -207,6 +207,19 @@ class Interfaces(Struct, frozen=True, kw_only=True):
         return next((one for one in self.interfaces if one.holds(address)), None)
 
 
+class QueueingDiscipline(Struct, frozen=True, kw_only=True):
+    """A queueing discipline of a link.
+
+    Attributes:
+        kind: its name in `tc qdisc`.
+        drops: number of packets that it has dropped since it was created.
+    """
+
+    link: str
+    kind: str
+    drops: int = 0
+
+
 class TakingFilter(Struct, frozen=True, kw_only=True):
     """A filter of traffic control that has dropped or redirected packets.
 

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.model.host import Interface, Interfaces
+from pyflannel.model.host import Interface, Interfaces, QueueingDiscipline
 from pyflannel.model.status import RefusedPeer, StrangerStatus
 from pyflannel.plan.doctor.findings import SAFE, findings
 from pyflannel.plan.doctor.links import address_taken
@@ -129,3 +129,30 @@ def test_a_host_with_the_address_of_this_host_is_named_by_its_mac_address() -> N
 
     assert one.evidence == ("02:00:00:00:00:02 answers an ARP probe for 10.0.0.1 at eth0",)
     assert one.fix.startswith("ip -br link | grep -i 02:00:00:00:00:02  #")
+
+
+@pytest.mark.parametrize(
+    ("link", "kind", "drops", "code", "severity"),
+    [
+        ("eth0", "tbf", 7, "underlay-shaped", "info"),
+        ("eth0", "blackhole", 7, "underlay-shaped", "warning"),
+        ("docker0", "tbf", 7, "link-shaped", "info"),
+        ("flannel.1", "red", 7, "link-shaped", "info"),
+        ("veth7", "blackhole", 7, "link-shaped", "warning"),
+        ("docker0", "tbf", 0, None, None),
+        ("eth0", "fq_codel", 7, None, None),
+        ("elsewhere", "tbf", 7, None, None),
+    ],
+)
+def test_a_queueing_discipline_of_an_operator_that_dropped_packets_is_named(
+    link: str, kind: str, drops: int, code: str | None, severity: str | None
+) -> None:
+    """The disciplines that the kernel gives to a link also drop packets while the link is busy."""
+    one = QueueingDiscipline(link=link, kind=kind, drops=drops)
+
+    named = findings(replace(HEALTHY, ports={"docker0": {"veth7": 1450}}, disciplines=(one,)))
+
+    assert [(one.code, one.severity) for one in named] == ([(code, severity)] if code else [])
+    for one in named:
+        assert one.evidence == (f"tc -statistics qdisc show dev {link}: {kind} has dropped 7 packets",)
+        assert one.fix == f"tc qdisc delete dev {link} root  # if no program needs it"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyflannel.errors import TargetError
 from pyflannel.kernel.filters.programs import run_program
-from pyflannel.model.host import TakingFilter
+from pyflannel.model.host import QueueingDiscipline, TakingFilter
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.route import RouteAnswer, Way
 
@@ -218,24 +218,21 @@ def _routes_in(output: str) -> Iterator[list[str]]:
 _STATES = frozenset({"linkdown", "dead", "offload", "trap"})
 """Words for the state of a route, which a command that deletes the route must not contain."""
 
-_SHAPERS = frozenset({"tbf", "htb", "hfsc", "cake", "netem"})
 
-
-async def shapers(link: str) -> tuple[str, ...]:
-    """Return the queueing disciplines of a link that limit its rate, delay or drop packets, and that have
-    dropped packets; empty if they are unreadable.
-    """
+async def queueing_disciplines() -> tuple[QueueingDiscipline, ...]:
+    """Return the queueing disciplines of all links; empty if they are unreadable."""
     with contextlib.suppress(TargetError, ValueError, KeyError, TypeError):
-        ran = await run_program("tc", "-json", "-statistics", "qdisc", "show", "dev", link)
+        ran = await run_program("tc", "-json", "-statistics", "qdisc", "show")
         return tuple(
-            f"{one['kind']} has dropped {one['drops']} packets"
+            QueueingDiscipline(link=one["dev"], kind=one["kind"], drops=one.get("drops", 0))
             for one in json.loads(ran.output)
-            if one["kind"] in _SHAPERS and one["drops"]
         )
     return ()
 
 
-async def taking_filters(links: Mapping[str, str]) -> tuple[TakingFilter, ...]:
+async def taking_filters(
+    links: Mapping[str, str], disciplines: Iterable[QueueingDiscipline]
+) -> tuple[TakingFilter, ...]:
     """Return the filters of traffic control at links that have dropped or redirected packets; empty if they
     are unreadable. Only the first _PLACES_ASKED places with filters are read.
 
@@ -243,14 +240,14 @@ async def taking_filters(links: Mapping[str, str]) -> tuple[TakingFilter, ...]:
 
     Args:
         links: the kind of every link of the host, by name.
+        disciplines: the queueing disciplines of the links.
     """
     with contextlib.suppress(TargetError, ValueError, KeyError, TypeError):
-        qdiscs = json.loads((await run_program("tc", "-json", "qdisc", "show")).output)
         places = [
-            (one["dev"], direction)
-            for one in qdiscs
-            if one["dev"] in links
-            for direction in _FILTERED.get(one["kind"], ())
+            (one.link, direction)
+            for one in disciplines
+            if one.link in links
+            for direction in _FILTERED.get(one.kind, ())
         ][:_PLACES_ASKED]
         words = ("tc", "-json", "-statistics", "filter", "show", "dev")
         shown = await asyncio.gather(*(run_program(*words, *place) for place in places))

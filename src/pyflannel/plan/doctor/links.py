@@ -132,16 +132,37 @@ _ECHO_IGNORED: Mapping[Family, str] = {
 
 
 def _shaped(seen: Observed) -> Iterator[Finding]:
-    """Yield the finding that the underlay has a queueing discipline of an operator that dropped packets."""
-    link = seen.membership.underlay
-    if seen.shapers and link is not None:
-        yield Finding(
-            code="underlay-shaped",
-            severity="info",
-            cause=f"traffic control at {link} drops packets, for example because it limits the rate",
-            evidence=seen.shapers,
-            fix=f"tc -statistics qdisc show dev {quote(link)}",
-        )
+    """Yield the links of the overlay with a queueing discipline of an operator that dropped packets. It may
+    limit the rate as intended, but a blackhole drops all packets.
+    """
+    underlay = {seen.membership.underlay, *seen.underlay_ports}
+    on_the_way = underlay | _links_of_overlay(seen)
+    found = [one for one in seen.disciplines if one.drops and one.kind not in _USUAL_DISCIPLINES]
+    for code, links in (("underlay-shaped", underlay), ("link-shaped", on_the_way - underlay)):
+        dropping = [one for one in found if one.link in links]
+        names = [*dict.fromkeys(one.link for one in dropping)][:NAMED]
+        if names:
+            yield Finding(
+                code=code,
+                severity="warning" if any(one.kind == "blackhole" for one in dropping) else "info",
+                cause=f"traffic control at {' and '.join(names)} drops packets, for example because it limits"
+                " the rate",
+                evidence=some(
+                    [
+                        f"tc -statistics qdisc show dev {one.link}: {one.kind} has dropped {one.drops}"
+                        " packets"
+                        for one in dropping
+                    ]
+                ),
+                fix="; ".join(f"tc qdisc delete dev {quote(name)} root" for name in names)
+                + "  # if no program needs it",
+            )
+
+
+_USUAL_DISCIPLINES = frozenset(
+    {"noqueue", "noop", "pfifo_fast", "fq_codel", "fq", "mq", "mqprio", "clsact", "ingress"}
+)
+"""The queueing disciplines that the kernel gives to a link, and those that only contain filters."""
 
 
 def _tracking(seen: Observed) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ from shlex import quote
 from msgspec import Struct, field
 
 from pyflannel.model.fast_path import BpfProgram
-from pyflannel.model.host import Interfaces, IpsecEnds, IpsecPolicy, TakingFilter
+from pyflannel.model.host import Interfaces, IpsecEnds, IpsecPolicy, QueueingDiscipline, TakingFilter
 from pyflannel.model.item import Item
 from pyflannel.model.link import MARK, Link
 from pyflannel.model.netfilter import Ruleset
@@ -281,7 +281,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         ignores_echoes: True if the host answers no ICMP echo requests.
         is_ethernet: True if the frames of the underlay have MAC addresses.
         set_neighbours: addresses whose MAC address on the underlay an operator has set.
-        shapers: queueing disciplines of the underlay that have dropped packets, in words.
+        disciplines: the queueing disciplines of all links.
         tracked: number of connections that the kernel tracks, and its maximum; None without connection
             tracking.
         xdp_links: links with an XDP program.
@@ -337,7 +337,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     ignores_echoes: bool = False
     is_ethernet: bool = True
     set_neighbours: frozenset[IpAddress] = frozenset()
-    shapers: tuple[str, ...] = ()
+    disciplines: tuple[QueueingDiscipline, ...] = ()
     tracked: tuple[int, int] | None = None
     xdp_links: frozenset[str] = frozenset()
     taking_filters: tuple[TakingFilter, ...] = ()
