@@ -15,7 +15,7 @@ from pyflannel.model.network_config import Family, IpNetwork
 from pyflannel.model.probe import BenchReport, PingReport
 from pyflannel.model.status import Finding, Status
 from pyflannel.plan.doctor.findings import merged
-from pyflannel.plan.doctor.peers import joined, judged
+from pyflannel.plan.doctor.ping import joined, judged
 
 _EXAMINED_S = 2.0
 """Deadline in seconds for the examination of the host, so that a command takes at most 5 s."""

@@ -32,7 +32,7 @@ from pyflannel.model.route import FdbEntry
 from pyflannel.model.state import State
 from pyflannel.model.status import Status
 from pyflannel.plan.doctor.families import families_of, leases_in, network_of, status_in
-from pyflannel.plan.doctor.peers import judged
+from pyflannel.plan.doctor.ping import judged
 from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
 from pyflannel.plan.trace.way import follow, with_text
 from pyflannel.ports import in_thread

@@ -25,12 +25,11 @@ from pyflannel.plan.doctor.host_routes import HostRoutes, detour
 from pyflannel.plan.doctor.observed import BadNeighbour
 from pyflannel.plan.doctor.peers import (
     is_cut_off,
-    joined,
-    judged,
     large_loss_findings,
     loss_findings,
     with_peers,
 )
+from pyflannel.plan.doctor.ping import joined, judged
 
 STATUS = Status(version="1", backend=BackendStatus(type="vxlan", link="flannel.1", mtu=1450, port=8472))
 PEER = LeaseEntry(

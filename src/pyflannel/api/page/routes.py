@@ -27,7 +27,7 @@ from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import Echo, EchoResult, milliseconds
 from pyflannel.model.status import JournalEntry, Notice, PlanPreview, ReachStatus, Status, peer_entries
 from pyflannel.plan.backends import config_warnings, difference_of, effects_of
-from pyflannel.plan.doctor.peers import judged
+from pyflannel.plan.doctor.ping import judged
 from pyflannel.plan.peers import place_of_subnet
 from pyflannel.wire.control_json import (
     format_config_text,

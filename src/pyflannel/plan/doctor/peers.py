@@ -1,110 +1,21 @@
-"""Conclusions from probes. The findings name unreachable peers, the place where packets to a host stop,
-and the reason.
-"""
+"""Findings from probes: unreachable peers, losses, small path MTUs, and clocks that differ."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 from shlex import quote
 from statistics import median
 from types import MappingProxyType
-from typing import Literal, NamedTuple
 
 from msgspec.structs import replace
 
 from pyflannel.model.lease import LeaseEntry, host_text
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
-from pyflannel.model.probe import Loss, NarrowPath, PeerReach, PingReport, PingStep, StepName
+from pyflannel.model.probe import Loss, NarrowPath, PeerReach
 from pyflannel.model.status import Finding, Severity, Status
 from pyflannel.plan.doctor.host_routes import Detour, with_detours
 from pyflannel.plan.doctor.ipsec import CODES as OF_IPSEC
 from pyflannel.plan.doctor.ipsec import of_tunnel
 from pyflannel.plan.doctor.observed import BadNeighbour, resolution, some
-
-Place = Literal["this host", "underlay", "tunnel", "peer", "container"]
-
-
-class _Stop(NamedTuple):
-    place: Place
-    cause: str
-    fix: str
-
-
-def judged(
-    peer: LeaseEntry,
-    steps: Sequence[PingStep],
-    *,
-    is_container: bool,
-    status: Status,
-    local: Sequence[Finding],
-) -> PingReport:
-    """Return the report of a ping with the place where the packets stop, and the reason.
-
-    Args:
-        peer: the lease of the other host.
-        steps: the results, from the underlay to the container.
-        is_container: True if the user specified the address of a container, which must answer.
-        status: the status of this host.
-        local: the findings of doctor about this host.
-    """
-    stop = _stop(peer, {step.name: step for step in steps}, is_container, status, local)
-    return PingReport(
-        subnet=peer.subnet,
-        public_ip=peer.public_ip,
-        host_name=peer.host_name,
-        ok=stop is None,
-        steps=tuple(steps),
-        stops=None if stop is None else stop.place,
-        cause=None if stop is None else stop.cause,
-        fix=None if stop is None else stop.fix,
-    )
-
-
-def joined(reports: Mapping[Family, PingReport]) -> PingReport:
-    """Return one report about the paths to a host in several families. If packets stop in a family, the
-    report names this family.
-    """
-    first = next(iter(reports.values()))
-    if len(reports) == 1:
-        return first
-    lost = [family for family, report in reports.items() if not report.ok]
-    stop = reports[lost[0]] if lost else first
-    alike = [family for family in lost if reports[family].stops == stop.stops]
-    names = " and ".join(f"IPv{family}" for family in alike)
-    return replace(
-        first,
-        ok=not lost,
-        steps=tuple(step for report in reports.values() for step in report.steps),
-        stops=stop.stops,
-        cause=None if stop.cause is None else f"{names}: {stop.cause}",
-        fix=stop.fix,
-    )
-
-
-def _stop(
-    peer: LeaseEntry,
-    steps: Mapping[StepName, PingStep],
-    is_container: bool,
-    status: Status,
-    local: Sequence[Finding],
-) -> _Stop | None:
-    tunnel, container = steps.get("tunnel"), steps["container"]
-    decisive = container if is_container or tunnel is None else tunnel
-    if decisive.state == "reached":
-        return _too_small(peer, tunnel, status)
-    refused = next((one.reason for one in status.refused_peers if one.subnet == peer.subnet), None)
-    if refused is not None:
-        return _Stop("this host", f"this host does not send to {_name(peer)}: {refused}", "flannelctl peers")
-    underlay = steps.get("underlay")
-    is_near = underlay is not None and underlay.state != "reached"
-    if (one := _obstacle(local, on_underlay=is_near)) is not None:
-        return _Stop("this host", one.cause, one.fix)
-    if decisive.state == "unsent":
-        return _Stop("this host", decisive.text, "flannelctl doctor")
-    if tunnel is not None and tunnel.state != "reached":
-        return _before_the_peer(peer, tunnel, underlay, status)
-    is_own = status.lease is not None and status.lease.subnet == peer.subnet
-    return _behind_the_tunnel(peer, container, underlay, is_own=is_own)
-
 
 _BESIDE_THE_PATH = frozenset(
     {
@@ -142,7 +53,7 @@ _ON_THE_UNDERLAY = frozenset({"neighbour-set", "no-neighbour"})
 underlay is silent through the tunnel."""
 
 
-def _obstacle(found: Iterable[Finding], *, on_underlay: bool) -> Finding | None:
+def obstacle(found: Iterable[Finding], *, on_underlay: bool) -> Finding | None:
     """Return the first finding that explains lost packets, or packets that are lost on the underlay."""
     for one in found:
         if one.code == "probe-dropped":
@@ -155,74 +66,12 @@ def _obstacle(found: Iterable[Finding], *, on_underlay: bool) -> Finding | None:
     return None
 
 
-def _too_small(peer: LeaseEntry, tunnel: PingStep | None, status: Status) -> _Stop | None:
-    wanted = status.backend.mtu if status.backend is not None else None
-    if tunnel is None or tunnel.mtu is None or wanted is None or tunnel.mtu >= wanted:
-        return None
-    if tunnel.mtu >= _on_routes(status).get(peer.subnet, wanted):
-        return None
-    return _Stop(
-        "tunnel",
-        f"packets of {tunnel.mtu} bytes arrive, packets of {wanted} bytes, the MTU of the network, do not",
-        _MTU_FIX,
-    )
+MTU_FIX = "ip link set DEVICE mtu N  # on all hosts, the largest MTU that the underlay carries"
 
 
-_ROUTE_FIX = "ip route get {}  # then check that the host runs, has this address, and answers ICMP echo"
-_MTU_FIX = "ip link set DEVICE mtu N  # on all hosts, the largest MTU that the underlay carries"
-
-
-def _before_the_peer(peer: LeaseEntry, tunnel: PingStep, underlay: PingStep | None, status: Status) -> _Stop:
-    carrier = carrier_of(status)
-    is_lost = underlay is not None and underlay.state != "reached"
-    if tunnel.state == "rejected" and not is_lost:
-        return _Stop("tunnel", f"{carrier} is rejected: {tunnel.text}", _fix_of_tunnel(status))
-    if underlay is not None and is_lost:
-        return _Stop(
-            "underlay",
-            f"{_name(peer)} answers neither on the underlay nor through the tunnel: {underlay.text}",
-            _ROUTE_FIX.format(peer.public_ip),
-        )
-    return _Stop(
-        "tunnel",
-        f"{_name(peer)} answers on the underlay, but not through the tunnel: {carrier} is blocked in one"
-        " direction, or flannel does not run there",
-        _fix_of_tunnel(status),
-    )
-
-
-def _fix_of_tunnel(status: Status) -> str:
+def fix_of_tunnel(status: Status) -> str:
+    """Return the command for a tunnel that carries packets in one direction at most."""
     return f"flannelctl doctor  # on that host too; let every firewall pass {carrier_of(status)} both ways"
-
-
-def _behind_the_tunnel(
-    peer: LeaseEntry, container: PingStep, underlay: PingStep | None, *, is_own: bool
-) -> _Stop:
-    if is_own:
-        return _Stop(
-            "container",
-            f"{container.destination} of this host does not answer: no container has this address, or it"
-            " ignores ICMP echo requests, or filter rules drop them",
-            "flannelctl doctor",
-        )
-    if underlay is not None and underlay.state in ("silent", "rejected") and container.state == "silent":
-        return _Stop(
-            "underlay",
-            f"{_name(peer)} does not answer on the underlay: {underlay.text}",
-            _ROUTE_FIX.format(peer.public_ip),
-        )
-    if container.state == "rejected":
-        return _Stop(
-            "peer",
-            f"{container.destination} is not reachable on {_name(peer)}: {container.text}",
-            "flannelctl doctor  # on that host",
-        )
-    return _Stop(
-        "container",
-        f"{_name(peer)} receives packets, but {container.destination} does not answer: no container has this"
-        " address, or that host does not forward to it",
-        "flannelctl doctor  # on that host",
-    )
 
 
 def carrier_of(status: Status) -> str:
@@ -231,7 +80,8 @@ def carrier_of(status: Status) -> str:
     return "the overlay" if port is None else f"UDP port {port}"
 
 
-def _name(peer: LeaseEntry | PeerReach) -> str:
+def host_name(peer: LeaseEntry | PeerReach) -> str:
+    """Return the name of a peer in texts: its host name, or its public address."""
     return host_text(peer.public_ip, peer.host_name)
 
 
@@ -268,7 +118,7 @@ def with_peers(
     consequences = dict[Finding, list[str]]()
     for one in of_peers:
         on_underlay = one.code not in _BEYOND_THE_UNDERLAY
-        cause = None if one.severity == "info" else _obstacle(found, on_underlay=on_underlay)
+        cause = None if one.severity == "info" else obstacle(found, on_underlay=on_underlay)
         if cause is None:
             kept.append(one)
         else:
@@ -311,7 +161,7 @@ def reach_findings(
             cause=f"{_many(blocked, reach)} on the underlay, but not through the tunnel:"
             f" {carrier_of(status)} is blocked in one direction, or flannel does not run on that host",
             evidence=_listed(blocked),
-            fix=_fix_of_tunnel(status),
+            fix=fix_of_tunnel(status),
         )
     if deaf:
         yield from _neighbour_findings(
@@ -443,7 +293,7 @@ def loss_findings(losses: Mapping[LeaseEntry, Loss], probed: int) -> Iterator[Fi
             cause=f"a part of the packets to {len(lossy)} of {probed} probed peers is lost",
             evidence=some(
                 [
-                    f"{peer.subnet} at {_name(peer)}: {loss.lost} of {loss.sent} probes lost"
+                    f"{peer.subnet} at {host_name(peer)}: {loss.lost} of {loss.sent} probes lost"
                     for peer, loss in lossy.items()
                 ]
             ),
@@ -468,7 +318,7 @@ def large_loss_findings(losses: Mapping[LeaseEntry, Loss], status: Status, probe
             " packets arrive: the MTU of the path is not the reason",
             evidence=some(
                 [
-                    f"{peer.subnet} at {_name(peer)}: {loss.lost} of {loss.sent} probes of"
+                    f"{peer.subnet} at {host_name(peer)}: {loss.lost} of {loss.sent} probes of"
                     f" {wanted_size(status, peer.subnet)} bytes lost"
                     for peer, loss in lossy.items()
                 ]
@@ -488,7 +338,7 @@ def wanted_size(status: Status, subnet: IpNetwork) -> int | None:
     unknown.
     """
     wanted = status.backend.mtu if status.backend is not None else None
-    return wanted and min(wanted, _on_routes(status).get(subnet, wanted))
+    return wanted and min(wanted, mtus_on_routes(status).get(subnet, wanted))
 
 
 _SKEW_S = 5.0
@@ -532,7 +382,7 @@ def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
     """Yield findings for paths that carry only smaller packets than planned: an error if the route does not
     have the MTU of the path.
     """
-    wanted, on_routes = status.backend.mtu if status.backend is not None else None, _on_routes(status)
+    wanted, on_routes = status.backend.mtu if status.backend is not None else None, mtus_on_routes(status)
     small = [
         one
         for one in reach
@@ -548,7 +398,7 @@ def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
             f" {len(small)} of {len(reach)} probed peers; smaller packets arrive",
             evidence=_listed(small),
             fix=f"flannelctl ping {small[0].public_ip}  # shows the size of the largest packet that "
-            f"arrives; {_MTU_FIX}",
+            f"arrives; {MTU_FIX}",
         )
     known = {one.subnet for one in small}
     lost = [
@@ -561,7 +411,7 @@ def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
             cause=f"packets of the planned size do not arrive at {len(lost)} peers, and no route can have the"
             " MTU of these paths: it is below the minimum of the kernel, or below the 1280 bytes of IPv6",
             evidence=_paths(lost),
-            fix=_MTU_FIX,
+            fix=MTU_FIX,
         )
     routed = [one for one in status.path_mtus if one.is_routed and one.subnet not in known]
     if routed:
@@ -571,11 +421,11 @@ def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
             cause=f"the paths to {len(routed)} peers carry only smaller packets than planned, and the routes"
             " to them have the MTU of the path",
             evidence=_paths(routed),
-            fix=f"{_MTU_FIX}; only needed to avoid fragments",
+            fix=f"{MTU_FIX}; only needed to avoid fragments",
         )
 
 
-def _on_routes(status: Status) -> dict[IpNetwork, int]:
+def mtus_on_routes(status: Status) -> dict[IpNetwork, int]:
     """Return the MTUs of paths that the routes of the first family have, by the subnet of the peer."""
     return {
         one.subnet: one.measured
@@ -595,7 +445,7 @@ def _many(few: Sequence[PeerReach], reach: Sequence[PeerReach]) -> str:
 
 
 def _listed(peers: Sequence[PeerReach]) -> tuple[str, ...]:
-    return some([f"{one.subnet} at {_name(one)}: {_reason(one)}" for one in peers])
+    return some([f"{one.subnet} at {host_name(one)}: {_reason(one)}" for one in peers])
 
 
 def _reason(one: PeerReach) -> str:
