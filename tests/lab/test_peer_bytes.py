@@ -96,7 +96,12 @@ def test_both_hosts_show_the_same_bytes_in_each_direction(
         sent = after[source.name, target.name] - before[source.name, target.name]
         packets = sizes[source.name] + sizes[target.name]  # requests, and replies to the other host
         # The daemons may probe the MTU of the path once, with two sizes in each direction.
-        assert packets * (_PACKET + headers) <= sent < (packets + 4) * (_PACKET + headers)
+        assert sent < (packets + 4) * (_PACKET + headers)
+        missing = packets * (_PACKET + headers) - sent
+        if missing > 0:  # no packet is missing, only headers of packets in batches
+            assert (kind, programs) == ("udp", "off")
+            assert missing % headers == 0
+            assert missing < packets * headers
 
 
 def test_a_peer_without_an_answer_has_unknown_bytes_and_the_others_are_known(

@@ -12,6 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Interface
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -65,6 +66,8 @@ class Network(SniffedHosts):
         self._ping_stream = ping_stream
         overlay.lab.each(self._join)
         overlay.settle(*self.hosts)
+        for host, other in permutations(self.hosts, 2):
+            self._wait_for_session(host, other)
 
     def _join(self, host: Host) -> None:
         self.overlay.join(host)
@@ -72,6 +75,17 @@ class Network(SniffedHosts):
             f"link add docker0 type bridge\naddress add {host.gateway()} dev docker0\nlink set docker0 up\n"
         )
         host.run(["ip", "-batch", "-"], text=bridge)
+
+    def _wait_for_session(self, host: Host, other: Host) -> None:
+        """Wait for an answer. A peer drops a handshake as long as it does not know the sender, and WireGuard
+        repeats the handshake after 5 s (REKEY_TIMEOUT).
+        """
+        ping = ["ping", "-c1", "-W1", "-I", str(host.gateway().ip), str(other.gateway().ip)]
+        wait_until(
+            lambda: host.run(ping, check=False).returncode == 0,
+            what=f"{host.name} has a session with {other.name}",
+            deadline_s=60.0,
+        )
 
     def has_encrypted(self, host: Host) -> bool:
         return any(line.startswith("encrypted") for line in self.sniffed(host))
