@@ -166,7 +166,7 @@ async def observe_family(
     interfaces, backend = host.interfaces, status.backend
     bridges = bridges_of_containers(interfaces, membership, family, is_alone=is_alone)
     names = [one.name for one in interfaces.interfaces]
-    permanent = await _set_neighbours()
+    permanent, rules = await asyncio.gather(_set_neighbours(), policy_rules(family))
     observed = Observed(
         status=status,
         membership=membership,
@@ -181,8 +181,8 @@ async def observe_family(
         unforwarded=unforwarded(names, family),
         strict=frozenset(name for name in names if family == 4 and is_strict(name)),
         ruleset=host.read.ruleset,
-        answers=await _route_answers(status, membership, next(iter(bridges), None), family),
-        marked_answers=await _marked_answers(status, membership, next(iter(bridges), None), family),
+        answers=await _route_answers(status, membership, next(iter(bridges), None), rules),
+        marked_answers=await _marked_answers(status, membership, next(iter(bridges), None), rules),
         local_routes=() if membership.network is None else await local_routes(membership.network),
         own_ttl=own_ttl(membership.underlay or "", family),
         tunnel_ttl=(
@@ -287,7 +287,7 @@ of packets to them. A policy rule may divert the packets to a single peer."""
 
 
 async def _route_answers(
-    status: Status, membership: Membership, bridge: str | None, family: Family
+    status: Status, membership: Membership, bridge: str | None, rules: tuple[str, ...]
 ) -> tuple[RouteAnswer, ...]:
     """Return the routes that the kernel chooses for packets between this host and some of its peers."""
     own, underlay = membership.subnet, status.underlay
@@ -298,7 +298,6 @@ async def _route_answers(
     arrives_at = backend.link if backend is not None else None
     if backend is not None and backend.type == "host-gw" and bridge is not None and underlay is not None:
         arrives_at = underlay.link
-    rules = await policy_rules(family)
     here = own.network_address + 2
     refused = {peer.subnet for peer in status.refused_peers}
     peers = ((subnet, address) for subnet, address in membership.peers.items() if subnet not in refused)
@@ -361,13 +360,13 @@ _MARKS_ASKED = 4
 
 
 async def _marked_answers(
-    status: Status, membership: Membership, bridge: str | None, family: Family
+    status: Status, membership: Membership, bridge: str | None, rules: tuple[str, ...]
 ) -> tuple[RouteAnswer, ...]:
     """Return the routes of a packet to the first peer, once for each mark that a policy rule selects."""
     own, peer = membership.subnet, next(iter(membership.peers), None)
     if own is None or peer is None or bridge is None or not status.is_live:
         return ()
-    rules = [rule for rule in await policy_rules(family) if mark_of(rule)][:_MARKS_ASKED]
+    marking = [rule for rule in rules if mark_of(rule)][:_MARKS_ASKED]
     here, there = own.network_address + 2, peer.network_address + 2
     asked = (
         ask_route(
@@ -379,7 +378,7 @@ async def _marked_answers(
             mark=mark_of(rule),
             kind=PolicyRule.parse(rule).kind,
         )
-        for rule in rules
+        for rule in marking
     )
     return tuple(filter(None, await asyncio.gather(*asked)))
 

@@ -156,6 +156,11 @@ class Packet(Struct, frozen=True, kw_only=True):
                 return "unicast" if self.oif else "local"
 
 
+_OF_IP = frozenset({"protocol", "sport", "dport", "icmp_type", "tcp_flags", "hop_limit"})
+"""Fields that an ARP packet does not have. A rule that tests such a field does not apply to the packet, even
+if the condition is negated (NFT_BREAK in net/netfilter/nft_payload.c)."""
+
+
 class Match(Struct, frozen=True):
     """A condition that a packet matches if the value is in one of the ranges, or equals one of the texts.
 
@@ -171,22 +176,21 @@ class Match(Struct, frozen=True):
 
     def holds(self, packet: Packet) -> bool | None:
         """Return whether the packet matches; None if this is unknown."""
+        if packet.operation is not None and self.field in _OF_IP:
+            return False
         value = packet.value(self.field)
         if value is None:
             return None
         if isinstance(value, int) and self.mask is not None:
             value &= self.mask
-        return any(_is_in(value, one) for one in self.values) != self.is_negated
-
-
-def _is_in(value: Value, one: tuple[int, int] | str) -> bool:
-    match value, one:
-        case int(number), (low, high):
-            return low <= number <= high
-        case str(text), str(pattern):
-            return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern
-        case _:
-            return False
+        for one in self.values:  # a loop, because a host may have ten thousand rules
+            if isinstance(one, str):
+                is_in = one[-1:] == "*" and isinstance(value, str) and value.startswith(one[:-1])
+                if is_in or value == one:
+                    return not self.is_negated
+            elif isinstance(value, int) and one[0] <= value <= one[1]:
+                return not self.is_negated
+        return self.is_negated
 
 
 class Unknown(Struct, frozen=True):

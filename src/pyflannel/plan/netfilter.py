@@ -235,10 +235,13 @@ class _Run(Struct):
 
 def _holds(rule: Rule, packet: Packet) -> bool | None:
     """Return whether all conditions of a rule are true; None if this is unknown."""
-    results = [one.holds(packet) for one in rule.matches]
-    if False in results:
-        return False
-    return None if None in results else True
+    is_known = True
+    for one in rule.matches:
+        result = one.holds(packet)
+        if result is False:
+            return False
+        is_known = is_known and result is not None
+    return True if is_known else None
 
 
 _WITHOUT_EFFECT = frozenset({"continue", "mark"})

@@ -141,8 +141,9 @@ def test_a_rule_against_tunnel_packets_at_a_bridge_as_underlay_is_named(
     seen = replace(HEALTHY, underlay_ports=ports, interfaces=Interfaces(interfaces=links))
     rules = bridge_rule("prerouting", Match("dport", ((8472, 8472),)))
 
+    # The rule also drops packets of containers to this port.
     codes = [one.code for one in findings(replace(seen, ruleset=rules))]
-    assert ("tunnel-dropped" in codes) is is_named
+    assert codes == ["tunnel-dropped" if is_named else "single-dropped"]
 
 
 def test_one_rule_is_one_finding_for_all_peers() -> None:
@@ -360,8 +361,12 @@ def test_the_command_for_unknown_rules_names_a_container() -> None:
         if one.code == "rules-unknown"
     ]
 
-    assert "'flannelctl ping CONTAINER-ADDRESS' on 10.0.0.2" in unknown[0].fix
-    assert "'flannelctl ping 10.100.15.9' on 10.0.0.2" in known[0].fix
+    command = "iptables -t filter -D FORWARD -m hashlimit --hashlimit-above 1/sec -j DROP"
+    for address, found_ in (("CONTAINER-ADDRESS", unknown[0]), ("10.100.15.9", known[0])):
+        assert found_.fix == (
+            f"{command}  # if nothing needs the rules; 'flannelctl ping {address}' on 10.0.0.2 shows whether"
+            " packets arrive"
+        )
 
 
 NETWORK = "10.100.0.0/16"
@@ -524,3 +529,10 @@ def test_a_rule_against_large_packets_of_all_kinds_is_one_error() -> None:
     one = found(replace(HEALTHY, ruleset=iptables(":PREROUTING ACCEPT", rule, table="raw")))
 
     assert one.code == "tunnel-dropped"
+
+
+def test_a_rule_against_one_port_at_a_port_of_the_bridge_is_named() -> None:
+    port = Match("dport", ((80, 80),))
+    rules = bridge_rule("prerouting", Match("iif", ("veth*",)), Match("protocol", ((6, 6),)), port)
+
+    assert found(replace(HEALTHY, ruleset=rules)).code == "single-dropped"

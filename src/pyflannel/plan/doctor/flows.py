@@ -26,8 +26,8 @@ _ANY_PORT, _SERVICE = 40000, 29123
 _SMALL, _LARGE = 100, 1500
 """Lengths of packets in bytes. _LARGE is used if the MTU is unknown."""
 
-SYN = TCP_FLAGS["syn"]
-_SYN_ACK, _PSH_ACK = SYN | TCP_FLAGS["ack"], TCP_FLAGS["psh"] | TCP_FLAGS["ack"]
+_SYN = TCP_FLAGS["syn"]
+_SYN_ACK, _PSH_ACK = _SYN | TCP_FLAGS["ack"], TCP_FLAGS["psh"] | TCP_FLAGS["ack"]
 
 _NO_BRIDGE, _NO_PORT = "docker0", "veth0"
 """Names of the bridge and of the port that the first container will have, used while none exists."""
@@ -134,7 +134,7 @@ def container_packet(
         source=source,
         destination=destination,
         protocol=TCP,
-        tcp_flags=SYN,
+        tcp_flags=_SYN,
         length=_SMALL,
         source_port=_ANY_PORT,
         destination_port=_SERVICE,
@@ -283,7 +283,7 @@ def store_flows(seen: Observed) -> Iterator[Flow]:
             protocol=TCP,
             source_port=_ANY_PORT,
             destination_port=port,
-            tcp_flags=SYN,
+            tcp_flags=_SYN,
             length=_SMALL,
             oif=link,
         )
@@ -355,39 +355,25 @@ def neighbour_flows(here: IpAddress, there: IpAddress, link: str, port: str = ""
     discovery with IPv6. Source: RFC 826, RFC 4861.
     """
     for source, destination, hooks in ((there, here, IN), (here, there, OUT)):
-        into, out_of = (link, port), ("", "")
-        if hooks == OUT:
-            into, out_of = out_of, into
+        into, out_of = ((link, port), ("", "")) if hooks == IN else (("", ""), (link, port))
+        packet = Packet(
+            source=source,
+            destination=destination,
+            protocol=0 if here.version == 4 else ICMPV6,
+            state="untracked",
+            iif=into[0],
+            in_port=into[1],
+            oif=out_of[0],
+            out_port=out_of[1],
+        )
         if here.version == 4:
-            for operation in (ARP_OPERATIONS["request"], ARP_OPERATIONS["reply"]):
-                packet = Packet(
-                    source=source,
-                    destination=destination,
-                    protocol=0,
-                    operation=operation,
-                    state="untracked",
-                    iif=into[0],
-                    in_port=into[1],
-                    oif=out_of[0],
-                    out_port=out_of[1],
-                )
-                yield arp_flow(packet, hooks)
+            for name in ("request", "reply"):
+                yield arp_flow(replace(packet, operation=ARP_OPERATIONS[name]), hooks)
             continue
         asked = IPv6Address(_SOLICITED_NODE | int(destination) & 0xFFFFFF)
         for to, kind in ((asked, _SOLICITATION), (destination, _ADVERTISEMENT)):
-            packet = Packet(
-                source=source,
-                destination=to,
-                protocol=ICMPV6,
-                icmp_type=kind,
-                hop_limit=_HOP_LIMIT,
-                state="untracked",
-                iif=into[0],
-                in_port=into[1],
-                oif=out_of[0],
-                out_port=out_of[1],
-            )
-            yield neighbour_flow(packet, hooks)
+            sent = replace(packet, destination=to, icmp_type=kind, hop_limit=_HOP_LIMIT)
+            yield neighbour_flow(sent, hooks)
 
 
 def every_neighbour_flow(seen: Observed) -> Iterator[Flow]:
