@@ -7,8 +7,9 @@ import pytest
 
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import wait_until
+from testlab.doctor import problems
 from testlab.documents import read_document
-from testlab.drawn_faults import End, Pair, check_each_fault, check_pairs_of_faults, examined, give_port
+from testlab.drawn_faults import End, Pair, check_each_fault, check_pairs_of_faults, give_port
 from testlab.ipv6_cluster import NETWORK, SOON_S, bridge, cluster_in, give_bridge, wait_reached
 from testlab.overlay import Overlay, ipv6_underlay
 
@@ -42,14 +43,14 @@ def test_a_peer_that_does_not_answer_neighbour_discovery_is_named(pair: Pair) ->
     peer.run(["sh", "-c", "; ".join(f"ip6tables -I {rule}" for rule in rules)])
     here.run(["ip", "-6", "neighbour", "flush", "dev", "eth0"])
     try:
-        (found,) = examined(here)
+        (found,) = problems(here)
     finally:
         peer.run(["sh", "-c", "; ".join(f"ip6tables -D {rule}" for rule in rules)])
 
     assert (found["code"], found["severity"]) == ("no-neighbour", "error")
     assert found["evidence"] == [f"ip neighbour show {pair.peer.address} dev eth0: FAILED or INCOMPLETE"]
     assert "neighbour discovery" in found["cause"]
-    wait_until(lambda: examined(here) == [], what="no finding", deadline_s=SOON_S)
+    wait_until(lambda: problems(here) == [], what="no finding", deadline_s=SOON_S)
 
 
 def test_doctor_repairs_settings_and_the_bridge_if_asked(pair: Pair) -> None:
@@ -66,7 +67,7 @@ def test_doctor_repairs_settings_and_the_bridge_if_asked(pair: Pair) -> None:
         "ip link set br7 up",
         f"ip address add {gateway} dev br7",
     ]
-    assert examined(host) == []
+    assert problems(host) == []
 
 
 def test_status_shows_the_rules_and_settings_of_this_host_that_drop_ipv6_packets(pair: Pair) -> None:

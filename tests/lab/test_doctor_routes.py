@@ -3,13 +3,13 @@ with the command that deletes exactly these objects.
 """
 
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from pyflannel.lab.topology import Host
-from pyflannel.lab.waiting import together, wait_until
-from testlab.documents import read_document
+from pyflannel.lab.waiting import wait_until
+from testlab.doctor import joined_pair, problems
 from testlab.overlay import Overlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -97,20 +97,9 @@ FAULTS = [
 @pytest.fixture(scope="module")
 def pair(overlay: Overlay) -> list[Host]:
     """Two hosts of a host-gw network on one link; the first has a bridge like Docker's."""
-    overlay.set_backend("host-gw")
-    hosts = [overlay.hosts[name] for name in ("docker1", "docker2")]
-    together([lambda host=host: overlay.join(host) for host in hosts])
-    overlay.settle(*hosts)
-    batch = f"link add br7 type bridge\nlink set br7 up\naddress add {hosts[0].gateway()} dev br7\n"
-    hosts[0].run(["ip", "-batch", "-"], text=batch)
-    wait_until(lambda: examined(hosts[0]) == {}, what="doctor finds nothing", deadline_s=60.0)
+    hosts = joined_pair(overlay, "host-gw")
+    wait_until(lambda: problems(hosts[0]) == [], what="doctor finds nothing", deadline_s=60.0)
     return hosts
-
-
-def examined(host: Host) -> dict[str, dict[str, Any]]:
-    """Return the findings that are warnings or errors, by code."""
-    document = read_document(["doctor"], host.run(["flannelctl", "--json", "doctor"], check=False).stdout)
-    return {one["code"]: one for one in document["findings"] if one["severity"] != "info"}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.evidence)
@@ -127,11 +116,11 @@ def test_a_route_or_a_rule_is_named_with_the_command_that_deletes_it(pair: list[
     do, undo, code, evidence, fix = (text.format(**names) for text in fault)
     host.run(["sh", "-c", do], check=False)
     try:
-        found = examined(host)
-        assert [*found] == [code]
-        assert [line for line in found[code]["evidence"] if line.startswith(evidence)]
-        assert found[code]["fix"].startswith(fix)
-        host.run(["sh", "-c", found[code]["fix"]])
-        wait_until(lambda: examined(host) == {}, what="the command repairs the fault", deadline_s=20.0)
+        (found,) = problems(host)
+        assert found["code"] == code
+        assert [line for line in found["evidence"] if line.startswith(evidence)]
+        assert found["fix"].startswith(fix)
+        host.run(["sh", "-c", found["fix"]])
+        wait_until(lambda: problems(host) == [], what="the command repairs the fault", deadline_s=20.0)
     finally:
         host.run(["sh", "-c", undo], check=False)

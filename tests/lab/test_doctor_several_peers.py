@@ -4,22 +4,15 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from pyflannel.lab.topology import Host
 from pyflannel.lab.waiting import together, wait_until
-from testlab.documents import read_document
+from testlab.doctor import problems
 from testlab.overlay import Overlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
-
-
-def examined(host: Host) -> list[dict[str, Any]]:
-    """Return the findings that are warnings or errors."""
-    document = read_document(["doctor"], host.run(["flannelctl", "--json", "doctor"], check=False).stdout)
-    return [one for one in document["findings"] if one["severity"] != "info"]
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +27,13 @@ def four(overlay: Overlay) -> list[Host]:
 def test_each_of_three_peers_behind_an_asymmetric_route_is_found(four: list[Host]) -> None:
     """The kernel is asked for the routes of the tunnel packets of two peers, so silent peers come first."""
     one, *others = four
-    assert examined(one) == []
+    assert problems(one) == []
     one.run(["sh", "-c", "ip link add way type veth peer yaw; ip link set way up; ip link set yaw up"])
     one.run(["sysctl", "-qw", "net/ipv4/conf/all/rp_filter=1"])
     found = {}
     for other in others:
         one.run(["ip", "route", "add", str(other.address), "dev", "way"])
-        found[other.name] = [finding["code"] for finding in examined(one)]
+        found[other.name] = [finding["code"] for finding in problems(one)]
         one.run(["ip", "route", "delete", str(other.address), "dev", "way"])
 
     assert found == {other.name: ["source-refused"] for other in others}
@@ -55,25 +48,25 @@ def test_a_fault_of_all_packets_is_the_only_error(overlay: Overlay, four: list[H
     """
     host = four[0]
     gateway = host.run(["ip", "route", "show", "default"]).stdout.split()[2]
-    wait_until(lambda: examined(host) == [], what="doctor finds nothing", deadline_s=60.0)
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing", deadline_s=60.0)
 
     entry = [gateway, "dev", "eth0"]
     host.run(["ip", "neighbour", "replace", *entry, "lladdr", "02:00:00:00:00:99", "nud", "permanent"])
     wait_until(
         lambda: any(
-            "the store does not respond" in line for one in examined(host) for line in one["evidence"]
+            "the store does not respond" in line for one in problems(host) for line in one["evidence"]
         ),
         what="doctor names the store",
         deadline_s=60.0,
     )
-    found = examined(host)
+    found = problems(host)
 
     (error,) = [one for one in found if one["severity"] == "error"]
     assert error["code"] == "neighbour-set"
     assert error["cause"] == f"the MAC address of {gateway}, on the path to the store, was set manually"
     with address_of_two_hosts(overlay, host, four[1]) as mac:
         host.run(["sh", "-c", error["fix"]])
-        taken, held = examined(host), examined(four[1])
+        taken, held = problems(host), problems(four[1])
     (error,) = [one for one in taken if one["severity"] == "error"]
     assert error["evidence"][0] == f"{mac} answers an ARP probe for {host.address} at eth0"
     assert error["evidence"][1].startswith("consequence: the store does not respond")
@@ -81,7 +74,7 @@ def test_a_fault_of_all_packets_is_the_only_error(overlay: Overlay, four: list[H
     assert (error["code"], error["fix"]) == ("peer-address", f"ip address delete {host.address}/32 dev eth0")
     assert "peers-refused" not in [one["code"] for one in held]
     for one in (host, four[1]):
-        wait_until(lambda one=one: examined(one) == [], what="doctor finds nothing again", deadline_s=60.0)
+        wait_until(lambda one=one: problems(one) == [], what="doctor finds nothing again", deadline_s=60.0)
 
 
 @contextlib.contextmanager
@@ -105,27 +98,27 @@ def address_of_two_hosts(overlay: Overlay, one: Host, other: Host) -> Iterator[s
 def test_a_small_ttl_of_the_host_is_the_only_error(four: list[Host]) -> None:
     """Two peers are behind a router, which drops the tunnel packets of this host."""
     host = four[0]
-    wait_until(lambda: examined(host) == [], what="doctor finds nothing", deadline_s=60.0)
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing", deadline_s=60.0)
     host.run(["sh", "-c", "sysctl -qw net.ipv4.ip_default_ttl=1; ip link set flannel.1 type vxlan ttl 2"])
 
-    (found,) = [one for one in examined(host) if one["severity"] == "error"]
+    (found,) = [one for one in problems(host) if one["severity"] == "error"]
 
     assert found["code"] == "ttl-low"
     lines = ["net.ipv4.ip_default_ttl = 1", "ip -details link show dev flannel.1: ttl 2"]
     assert found["evidence"][:2] == lines
     host.run(["sh", "-c", found["fix"]])
-    wait_until(lambda: examined(host) == [], what="doctor finds nothing again", deadline_s=60.0)
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing again", deadline_s=60.0)
 
 
 def test_a_path_that_loses_packets_is_named(overlay: Overlay, four: list[Host]) -> None:
     """The router between the hosts drops a part of the packets, then a part of the large packets."""
     host, router = four[0], overlay.lab.router
-    wait_until(lambda: examined(host) == [], what="doctor finds nothing", deadline_s=60.0)
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing", deadline_s=60.0)
     chain = "chain c { type filter hook forward priority 0; numgen random mod 10 < 4 drop; }"
     router.run(["nft", f"table ip lossy {{ {chain}; }}"])
 
     wait_until(
-        lambda: "packets-lost" in [one["code"] for one in examined(host)],
+        lambda: "packets-lost" in [one["code"] for one in problems(host)],
         what="doctor finds the loss",
         deadline_s=60.0,
     )
@@ -134,8 +127,8 @@ def test_a_path_that_loses_packets_is_named(overlay: Overlay, four: list[Host]) 
     # The packets may pass the chain up to three times on their way: at the router, and at both switches.
     large = "chain c { type filter hook forward priority 0; ip length > 1000 numgen random mod 10 < 2 drop; }"
     router.run(["nft", f"table ip lossy {{ {large}; }}"])
-    (found,) = examined(host)
+    (found,) = problems(host)
     assert found["code"] == "packets-lost"
     assert found["cause"].startswith("a part of the large packets to ")
     router.run(["nft", "delete table ip lossy"])
-    wait_until(lambda: examined(host) == [], what="doctor finds nothing again", deadline_s=60.0)
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing again", deadline_s=60.0)

@@ -4,24 +4,17 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import testlab
-from pyflannel.lab.topology import Host
+from testlab.doctor import problems
 from testlab.documents import read_document
 from testlab.overlay import Overlay
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 LATE_S, LATE_PORT = 0.4, 2479
-
-
-def doctor(host: Host) -> list[dict[str, Any]]:
-    """Return the findings that are warnings or errors."""
-    found = read_document(["doctor"], host.run(["flannelctl", "doctor", "--json"], check=False).stdout)
-    return [one for one in found["findings"] if one["severity"] != "info"]
 
 
 def test_doctor_reports_a_slow_path_to_etcd_and_nothing_on_a_host_with_a_fast_one(overlay: Overlay) -> None:
@@ -37,19 +30,19 @@ def test_doctor_reports_a_slow_path_to_etcd_and_nothing_on_a_host_with_a_fast_on
     overlay.join(fast)
     overlay.settle(slow, fast)
 
-    (found,) = doctor(slow)
+    (found,) = problems(slow)
 
     assert (found["code"], found["severity"]) == ("store-slow", "warning")
     times = [int(time) for time in re.findall(r"(\d+) ms", found["evidence"][0])]
     assert len(times) == 3
     assert min(times) >= LATE_S * 1000
-    assert doctor(fast) == []
+    assert problems(fast) == []
     store = read_document(["status"], slow.flannelctl("status", "--json"))["store"]
     assert store["answer_s"] >= LATE_S
     assert store["answer_age_s"] >= 0
 
     late_etcd.pause()  # the watch is still open, and no request is answered
-    (silent,) = [one for one in doctor(slow) if one["code"].startswith("store-")]
+    (silent,) = [one for one in problems(slow) if one["code"].startswith("store-")]
     late_etcd.go_on()
     assert silent["code"] == "store-slow"
     assert "no answer within 1.8 s" in silent["evidence"][0]
@@ -65,10 +58,10 @@ def test_doctor_names_the_rule_of_the_host_that_drops_packets_to_the_store(overl
     host.run(["iptables", "-A", *rule.split()])
     overlay.wait_status(host, lambda status: not status.store.is_connected, "misses the store")
 
-    (found,) = doctor(host)
+    (found,) = problems(host)
 
     assert (found["code"], found["severity"]) == ("store-dropped", "error")
     assert any(line.startswith("consequence: the store does not respond") for line in found["evidence"])
     host.run(["sh", "-c", found["fix"]])
     overlay.wait_status(host, lambda status: status.store.is_connected, "reaches the store")
-    assert doctor(host) == []
+    assert problems(host) == []

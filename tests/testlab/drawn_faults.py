@@ -4,11 +4,11 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from ipaddress import ip_interface, ip_network
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyflannel.lab.topology import Host
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
-from testlab.documents import read_document
+from testlab.doctor import problems
 
 
 class Fault(NamedTuple):
@@ -559,26 +559,20 @@ def harmless(draw: random.Random, pair: Pair) -> tuple[str, str]:
     return f"{program} -I {rule}", f"{program} -D {rule}"
 
 
-def examined(host: Host) -> list[dict[str, Any]]:
-    """Return the findings that are warnings or errors."""
-    document = read_document(["doctor"], host.run(["flannelctl", "--json", "doctor"], check=False).stdout)
-    return [one for one in document["findings"] if one["severity"] != "info"]
-
-
 def check_each_fault(pair: Pair, draws: int) -> None:
     """Each fault is named without a second error. The kinds take turns, their details are drawn.
 
     A harmless rule beside it is not named.
     """
     host, kinds = pair.here.host, KINDS[pair.family]
-    assert examined(host) == []
+    assert problems(host) == []
     for number in range(draws):
         draw = random.Random(number)
         fault = kinds[number % len(kinds)](draw, pair)
         add, remove = harmless(draw, pair)
         host.run(["sh", "-c", f"set -e; {add}; {fault.do}"])
         try:
-            found = examined(host)
+            found = problems(host)
         finally:
             host.run(["sh", "-c", f"{remove}; {fault.undo}"])
         errors = [one["code"] for one in found if one["severity"] == "error"]
@@ -586,7 +580,7 @@ def check_each_fault(pair: Pair, draws: int) -> None:
         text = f"draw {number}: {fault.do}\n{found}"
         assert (fault.code, fault.severity) in named, text
         assert errors == ([fault.code] if fault.severity == "error" else []), text
-    assert examined(host) == []
+    assert problems(host) == []
 
 
 _OF_BRIDGE = (bridge_down, ipv6_off)
@@ -615,7 +609,7 @@ def check_pairs_of_faults(pair: Pair, draws: int) -> None:
         faults = _drawn_pair(random.Random(1000 + number), KINDS[pair.family], number, pair)
         host.run(["sh", "-c", f"set -e; {faults[0].do}; {faults[1].do}"])
         try:
-            found = examined(host)
+            found = problems(host)
         finally:
             host.run(["sh", "-c", f"{faults[1].undo}; {faults[0].undo}"])
         text = f"pair {number}: {faults[0].do}; {faults[1].do}\n{found}"
@@ -624,4 +618,4 @@ def check_pairs_of_faults(pair: Pair, draws: int) -> None:
         assert wanted <= named, text
         errors = {one["code"] for one in found if one["severity"] == "error"}
         assert errors <= wanted.keys(), text
-    assert examined(host) == []
+    assert problems(host) == []
