@@ -323,7 +323,7 @@ class Planner:
         peers_of = tuple(
             (part.subnet, part.address, config.range_of(family)) for family, part in parts.items()
         )
-        before: Mapping[Family, Peers] | None = None
+        before: Mapping[Family, Peers] = {}
         if not self._peers or peers_of != self._peers_of:
             before, self._peers_of = self._peers, peers_of
             self._peers = {
@@ -332,7 +332,7 @@ class Planner:
             }
         changes = [change for peers in self._peers.values() for change in peers.update(inputs.leases)]
         self.conflicts = self._all_conflicts()
-        return changes if before is None else list(differences(before, self._peers))
+        return list(differences(before, self._peers)) if before else changes
 
     def _all_conflicts(self) -> tuple[Conflict, ...]:
         """Return the conflicts of all families.

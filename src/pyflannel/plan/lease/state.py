@@ -181,14 +181,17 @@ def apply_key_precedence(event: Event, before: LeaseSet, after: LeaseSet) -> Eve
 def _by_precedence(listed: Listed) -> Listed:
     if not any(one.ipv6_subnet for one in listed.leases + listed.unreadable):
         return listed
-    first = LeaseSet.of(listed.leases).by_subnet
+    leases, subnets = listed.leases, {lease.subnet for lease in listed.leases}
+    if len(subnets) < len(leases):
+        first = LeaseSet.of(leases).by_subnet
+        leases = tuple(lease for lease in leases if first.get(lease.subnet) is lease)
     alone = [one for one in listed.unreadable if one.ipv6_subnet is None]
-    known = {*first, *(one.subnet for one in alone)}
+    known = {*subnets, *(one.subnet for one in alone)}
     # The subnet is occupied, although its own key is free.
     others = (replace(one, revision=0) for one in listed.unreadable if one.subnet not in known)
     return replace(
         listed,
-        leases=tuple(lease for lease in listed.leases if first[lease.subnet] is lease),
+        leases=leases,
         unreadable=(*alone, *others),
     )
 

@@ -1,12 +1,16 @@
 """The known leases if a listing and changes of the watch arrive in either order."""
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
+import pytest
+from msgspec.structs import replace
+
+from pyflannel.model import lease_set
 from pyflannel.model.lease import Lease, LeaseAttributes
 from pyflannel.model.lease_protocol import LeaseSeen, Listed, Seen, Wanted
 from pyflannel.model.lease_set import LeaseSet
 from pyflannel.model.network_config import NetworkConfig
-from pyflannel.plan.lease.state import LeaseState, known_leases
+from pyflannel.plan.lease.state import LeaseState, apply_key_precedence, known_leases
 
 FIRST, SECOND = IPv4Network("10.100.1.0/24"), IPv4Network("10.100.2.0/24")
 
@@ -53,3 +57,17 @@ def test_a_listing_replaces_everything_while_the_store_may_have_lost_its_data() 
     after = known_leases(before, Listed(leases=(lease(SECOND, 2),), revision=2), reopened)
 
     assert list(after) == [lease(SECOND, 2)]
+
+
+def test_a_list_response_beyond_the_limit_of_a_host_is_accepted_in_both_families(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease_set, "LARGEST", 1)
+    alone = lease(FIRST, 1)
+    dual = replace(lease(FIRST, 2), ipv6_subnet=IPv6Network("fd00:5:0:1::/64"))
+    other = replace(lease(SECOND, 3), ipv6_subnet=IPv6Network("fd00:5:0:2::/64"))
+    listed = Listed(leases=(alone, dual, other), revision=3)
+
+    counting = apply_key_precedence(listed, LeaseSet(), LeaseSet.of(listed.leases, 3))
+
+    assert counting == replace(listed, leases=(alone,))
