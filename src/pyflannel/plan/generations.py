@@ -195,18 +195,14 @@ def receiving_items(peer: Lease, view: View) -> Iterable[Item]:
 
 
 def outranked_by(peers: Sequence[Lease], basis: Basis) -> dict[IpNetwork, str]:
-    """Return the peers that yield to other peers, by subnet, with the reason.
-
-    Args:
-        peers: peers that at least one view can reach.
-    """
+    """Return the peers that yield to other peers, by subnet, with the reason. A view can reach each peer."""
     found: dict[IpNetwork, str] = {}
+    is_checked = len(basis.views) == 1  # the only view can reach each peer, and a check takes time
     for view in basis.views:
-        # The only view can reach each peer. To check that again for each of thousands of peers takes time.
         variants = [
             variant
             for peer in peers
-            for variant in [peer if len(basis.views) == 1 and not peer.attributes.also else view.variant(peer)]
+            for variant in (peer if is_checked and not peer.attributes.also else view.variant(peer),)
             if variant is not None
         ]
         found.update(view.backend.outranked(variants, view.host))

@@ -4,12 +4,12 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from doubles.started_program import started
 from pyflannel.commands.docker_engine import docker_engine
 from pyflannel.plan.doctor.observed import DockerEngine
 
@@ -20,10 +20,9 @@ def engine(tmp_path: Path) -> Iterator[int]:
     sleep = shutil.which("sleep")
     assert sleep is not None
     (tmp_path / "dockerd").symlink_to(sleep)
-    with subprocess.Popen([tmp_path / "dockerd", "60"]) as program:
-        (tmp_path / "docker.pid").write_text(str(program.pid))
-        yield program.pid
-        program.kill()
+    with started([tmp_path / "dockerd", "60"]) as pid:
+        (tmp_path / "docker.pid").write_text(str(pid))
+        yield pid
 
 
 def test_without_an_engine_nothing_is_found(tmp_path: Path) -> None:

@@ -2,15 +2,14 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from doubles.started_program import started
 from pyflannel.plan.doctor.observed import ContainerRoute
 from pyflannel.processes.found import (
     container_in,
@@ -83,15 +82,6 @@ def open_directory() -> Iterator[Path]:
         yield Path(path)
 
 
-@contextmanager
-def running(program: Path, uid: int) -> Iterator[int]:
-    with subprocess.Popen([program, "60"], user=uid) as process:
-        try:
-            yield process.pid
-        finally:
-            process.kill()
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to start a program as another user")
 def test_only_a_process_with_rights_counts_as_the_original(open_directory: Path) -> None:
     """If the name were sufficient, any user could prevent `flannelctl cleanup` from removing objects of the
@@ -99,9 +89,9 @@ def test_only_a_process_with_rights_counts_as_the_original(open_directory: Path)
     """
     program = Path(shutil.copy("/bin/sleep", open_directory / "flanneld"))
 
-    with running(program, 65534):
+    with started([program, "60"], user=65534):
         assert find_original() is None
-        with running(program, 0) as pid:
+        with started([program, "60"], user=0) as pid:
             assert find_original() == pid
 
 
@@ -130,12 +120,9 @@ def test_the_container_of_a_process_is_read_from_its_control_group(cgroup: str, 
     ],
 )
 def test_a_program_whose_command_line_sets_a_link_down_is_found(script: str, is_found: bool) -> None:
-    with subprocess.Popen(["sh", "-c", script]) as program:
-        try:
-            found = find_link_setters("br-x9")
-            running = find_link_setters("other", [program.pid])
-        finally:
-            program.kill()
+    with started(["sh", "-c", script]) as pid:
+        found = find_link_setters("br-x9")
+        running = find_link_setters("other", [pid])
 
-    assert [one.pid for one in found] == ([program.pid] if is_found else [])
-    assert [(one.pid, one.command) for one in running] == [(program.pid, f"sh -c {script}")]
+    assert [one.pid for one in found] == ([pid] if is_found else [])
+    assert [(one.pid, one.command) for one in running] == [(pid, f"sh -c {script}")]

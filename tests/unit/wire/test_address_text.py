@@ -12,7 +12,9 @@ numbers = st.integers(0, 300).map(str) | st.sampled_from(
     ["", "00", "01", "+1", " 1", "1_0", "²", "1\n", "-0"]
 )
 dotted = st.lists(numbers, min_size=3, max_size=5).map(".".join)
-groups = st.sampled_from(["", "0", "00", "0000", "00000", "1", "A", "fFff", "g", "1 ", "-1", "²", "\0", "\ud800"])
+groups = st.sampled_from(
+    ["", "0", "00", "0000", "00000", "1", "A", "fFff", "g", "1 ", "-1", "²", "\0", "\ud800"]
+)
 grouped = st.tuples(st.lists(groups, min_size=1, max_size=9).map(":".join), st.just("") | dotted).map("".join)
 sparse = st.lists(st.sampled_from([0, 0, 1, 0xFFFF]), min_size=8, max_size=8).map(
     lambda parts: IPv6Address(b"".join(part.to_bytes(2) for part in parts))
