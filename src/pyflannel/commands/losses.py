@@ -15,7 +15,7 @@ from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import Echo, Loss, PeerReach
 from pyflannel.model.status import Finding, Status
-from pyflannel.plan.doctor.peers import large_loss_findings, loss_findings, wanted_size
+from pyflannel.plan.doctor.losses import large_loss_findings, loss_findings, wanted_size
 
 _INTERVAL_S = 0.03
 """Seconds between two probes of a peer. The examination of the host takes longer than ten probes."""

@@ -22,11 +22,10 @@ from pyflannel.model.probe import (
 from pyflannel.model.route import RouteAnswer
 from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status, StoreStatus
 from pyflannel.plan.doctor.host_routes import HostRoutes, detour
+from pyflannel.plan.doctor.losses import large_loss_findings, loss_findings
 from pyflannel.plan.doctor.observed import BadNeighbour
 from pyflannel.plan.doctor.peers import (
     is_cut_off,
-    large_loss_findings,
-    loss_findings,
     with_peers,
 )
 from pyflannel.plan.doctor.ping import joined, judged

@@ -12,9 +12,9 @@ from pyflannel.model.status import (
     StoreStatus,
     StoreTimes,
 )
+from pyflannel.plan.doctor.clocks import clock_findings
 from pyflannel.plan.doctor.findings import findings
 from pyflannel.plan.doctor.observed import Certificate
-from pyflannel.plan.doctor.peers import clock_findings
 from pyflannel.plan.doctor.store import SLOW_S, store_findings, under_their_cause
 from testlab.healthy_host import HEALTHY, iptables
 

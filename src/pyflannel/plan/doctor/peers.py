@@ -1,16 +1,14 @@
-"""Findings from probes: unreachable peers, losses, small path MTUs, and clocks that differ."""
+"""Findings from probes: unreachable peers, and small path MTUs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Address
 from shlex import quote
-from statistics import median
 from types import MappingProxyType
 
 from msgspec.structs import replace
 
 from pyflannel.model.lease import LeaseEntry, host_text
-from pyflannel.model.network_config import Family, IpAddress, IpNetwork
-from pyflannel.model.probe import Loss, NarrowPath, PeerReach
+from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.probe import NarrowPath, PeerReach
 from pyflannel.model.status import Finding, Severity, Status
 from pyflannel.plan.doctor.host_routes import Detour, with_detours
 from pyflannel.plan.doctor.ipsec import CODES as OF_IPSEC
@@ -273,109 +271,6 @@ def _before_the_store(entry: BadNeighbour, away: Finding) -> Finding:
     """Return the finding about the neighbour entry because of which the store does not respond."""
     evidence = (entry.text, f"consequence: {away.cause}", *away.evidence)
     return _neighbour_finding(entry, "error", evidence, role="on the path to the store")
-
-
-_LOSS = 0.15
-"""Minimum part of lost probes that is reported as a finding."""
-
-
-def loss_findings(losses: Mapping[LeaseEntry, Loss], probed: int) -> Iterator[Finding]:
-    """Yield the finding that a part of the packets to peers is lost.
-
-    `losses`: the peers with lost probes. `probed`: number of probed peers.
-    """
-    lossy = {peer: loss for peer, loss in losses.items() if loss.lost >= loss.sent * _LOSS}
-    if lossy:
-        address = next(iter(lossy)).public_ip
-        yield Finding(
-            code="packets-lost",
-            severity="warning",
-            cause=f"a part of the packets to {len(lossy)} of {probed} probed peers is lost",
-            evidence=some(
-                [
-                    f"{peer.subnet} at {host_name(peer)}: {loss.lost} of {loss.sent} probes lost"
-                    for peer, loss in lossy.items()
-                ]
-            ),
-            fix=f"ping -c 100 -i 0.1 {address}  # if these packets are lost too, the underlay loses them:"
-            " tc -statistics qdisc show; ip -statistics link show, on both hosts and on the routers",
-        )
-
-
-def large_loss_findings(losses: Mapping[LeaseEntry, Loss], status: Status, probed: int) -> Iterator[Finding]:
-    """Yield the finding that a part of the large packets to peers is lost, although small packets arrive.
-
-    `losses`: the peers with lost probes of the planned size. `probed`: number of probed peers.
-    """
-    lossy = {peer: loss for peer, loss in losses.items() if loss.lost >= loss.sent * _LOSS}
-    if lossy:
-        peer = next(iter(lossy))
-        size = (wanted_size(status, peer.subnet) or 0) - _ECHO_HEADERS[peer.public_ip.version]
-        yield Finding(
-            code="packets-lost",
-            severity="warning",
-            cause=f"a part of the large packets to {len(lossy)} of {probed} probed peers is lost, and small"
-            " packets arrive: the MTU of the path is not the reason",
-            evidence=some(
-                [
-                    f"{peer.subnet} at {host_name(peer)}: {loss.lost} of {loss.sent} probes of"
-                    f" {wanted_size(status, peer.subnet)} bytes lost"
-                    for peer, loss in lossy.items()
-                ]
-            ),
-            fix=f"ping -c 100 -i 0.1 -s {max(0, size)} {peer.public_ip}"
-            "  # if these packets are lost too, the underlay loses them: tc -statistics qdisc show;"
-            " ip -statistics link show; nft list ruleset, on both hosts and on the routers",
-        )
-
-
-_ECHO_HEADERS: Mapping[Family, int] = {4: 28, 6: 48}
-"""Bytes of the IP header and of the ICMP header of an echo request, by family."""
-
-
-def wanted_size(status: Status, subnet: IpNetwork) -> int | None:
-    """Return the size in bytes of the largest packets that this host sends to a peer; None if it is
-    unknown.
-    """
-    wanted = status.backend.mtu if status.backend is not None else None
-    return wanted and min(wanted, mtus_on_routes(status).get(subnet, wanted))
-
-
-_SKEW_S = 5.0
-"""Minimum difference of two clocks in seconds that is reported as a finding."""
-
-
-def clock_findings(offsets: Mapping[IPv4Address, float]) -> Iterator[Finding]:
-    """Yield the finding that the clocks of hosts differ.
-
-    `offsets`: number of seconds by which the clock of a peer is ahead.
-    """
-    apart = {address: offset for address, offset in offsets.items() if abs(offset) > _SKEW_S}
-    if not apart:
-        return
-    is_own = len(offsets) > 1 and abs(median(offsets.values())) > _SKEW_S
-    if is_own:
-        offset = median(apart.values())
-        cause = (
-            f"the clock of this host is {_ahead(-offset)} the clocks of {len(apart)} of {len(offsets)} peers"
-        )
-    else:
-        cause = f"the clocks of {len(apart)} of {len(offsets)} peers differ from the clock of this host"
-    lines = [
-        f"the clock of {address} is {_ahead(offset)} the clock of this host"
-        for address, offset in apart.items()
-    ]
-    yield Finding(
-        code="clock-skew",
-        severity="warning",
-        cause=f"{cause}: certificates may seem invalid, and peers may refuse handshakes of WireGuard",
-        evidence=some(lines),
-        fix="timedatectl set-ntp true  # on the host whose clock is wrong",
-    )
-
-
-def _ahead(offset: float) -> str:
-    return f"{abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'}"
 
 
 def _small(reach: Sequence[PeerReach], status: Status) -> Iterator[Finding]:
