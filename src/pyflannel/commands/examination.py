@@ -32,12 +32,12 @@ from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import PeerReach
 from pyflannel.model.route import RouteAnswer
 from pyflannel.model.status import Finding, Status, StoreTimes
+from pyflannel.plan.doctor.addresses import address_taken
 from pyflannel.plan.doctor.clocks import clock_findings
 from pyflannel.plan.doctor.coverage import coverage, partly_examined
 from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
 from pyflannel.plan.doctor.host_routes import Detour, HostRoutes, detour, selected_tables
-from pyflannel.plan.doctor.links import address_taken
 from pyflannel.plan.doctor.observed import BadNeighbour, LinkSetter, Observed
 from pyflannel.plan.doctor.peers import is_cut_off, with_peers
 from pyflannel.plan.doctor.store import store_findings, under_their_cause

@@ -7,8 +7,8 @@ from msgspec.structs import replace
 
 from pyflannel.model.host import Interface, Interfaces, QueueingDiscipline
 from pyflannel.model.status import RefusedPeer, StrangerStatus
+from pyflannel.plan.doctor.addresses import address_taken
 from pyflannel.plan.doctor.findings import SAFE, findings
-from pyflannel.plan.doctor.links import address_taken
 from pyflannel.plan.doctor.observed import LinkSetter, Observed
 from testlab.healthy_host import HEALTHY, HERE, LINKS, NETWORK, OWN, PEER, THERE, found, interface
 

@@ -12,7 +12,7 @@ from pyflannel.model.status import (
     Status,
     StrangerStatus,
 )
-from pyflannel.plan.doctor.links import addresses_of_peers
+from pyflannel.plan.doctor.addresses import addresses_of_peers
 from pyflannel.plan.doctor.observed import NAMED, Observed, some
 
 RECENT_S = 3600.0

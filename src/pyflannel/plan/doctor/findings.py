@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor import (
+    addresses,
     containers,
     daemon,
     docker,
@@ -36,6 +37,7 @@ _CHECKS = (
     *packets.CHECKS,
     *policy_rules.CHECKS,
     *links.CHECKS,
+    *addresses.CHECKS,
     *containers.CHECKS,
     *mtus.CHECKS,
     *inside.CHECKS,
