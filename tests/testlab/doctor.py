@@ -32,9 +32,9 @@ def problems(host: Host) -> list[dict[str, Any]]:
     return [one for one in document["findings"] if one["severity"] != "info"]
 
 
-def joined_pair(overlay: Overlay, backend: str) -> list[Host]:
+def joined_pair(overlay: Overlay, kind: str, **options: Any) -> list[Host]:
     """Start flanneld on two hosts of one link, and give the first a bridge like Docker's."""
-    overlay.set_backend(backend)
+    overlay.set_backend(kind, **options)
     pair = [overlay.hosts[name] for name in ("docker1", "docker2")]
     together([partial(overlay.join, host) for host in pair])
     overlay.settle(*pair)

@@ -11,6 +11,7 @@ from itertools import islice
 from msgspec.structs import replace
 
 from pyflannel.assembly.directories import Places
+from pyflannel.commands.bare_packets import losses_of_bare_packets
 from pyflannel.commands.losses import losses_to
 from pyflannel.commands.membership import leases_of_host, status_of_host
 from pyflannel.commands.network_client import ControlClient
@@ -67,10 +68,11 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     async def silent(family: Family) -> Collection[IpNetwork]:
         return {one.subnet for one in await asyncio.shield(reaching[family]) if not one.is_reached}
 
-    found, reached, losses, offsets, times = await asyncio.gather(
+    found, reached, losses, bare, offsets, times = await asyncio.gather(
         _examined_until(end, places, whole, every_lease, silent),
         asyncio.gather(*reaching.values()),
         asyncio.gather(*(losses_to(*view, asyncio.shield(reaching[one])) for one, view in views.items())),
+        asyncio.gather(*(losses_of_bare_packets(*view) for view in views.values())),
         _clock_offsets(whole, every_lease),
         _store_times(places, whole),
     )
@@ -80,7 +82,9 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     on_the_way = _on_the_way(stores, await _host_answers(stores, whole), whole, entries)
     of_store = next(iter(on_the_way.values()), None)
     complete: list[Finding] = []
-    for (family, (status, leases)), reach, lossy in zip(views.items(), reached, losses, strict=True):
+    for (family, (status, leases)), reach, lossy, filtered in zip(
+        views.items(), reached, losses, bare, strict=True
+    ):
         probed = len([*peers_of(status, leases)]) if reach else 0
         partly = partly_examined([("{} peers were probed", len(reach), probed)])
         reach = [lossy.corrected(one, status) for one in reach]
@@ -91,7 +95,7 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
         ]
         answers = await _host_answers(silent_peers, status)
         deaf = _on_the_way(silent_peers, answers, status, entries)
-        complete += with_peers(own, reach, status, deaf, of_store, await _detours(answers, status))
+        complete += with_peers(own, reach, status, deaf, of_store, await _detours(answers, status), filtered)
     return merged(complete)
 
 

@@ -260,7 +260,7 @@ async def probe_path(status: Status, peer: LeaseEntry, container: IpAddress | No
     """
     own = status.lease.subnet if status.lease is not None else None
     mtu = status.backend.mtu if status.backend is not None else None
-    bridge = await _bridge_address(own)
+    bridge = await bridge_address(own)
     underlay, tunnel = ends_of(peer)
     asked: dict[StepName, tuple[IpAddress, IpAddress | None]] = {}
     if underlay is not None and peer.subnet != own:
@@ -378,7 +378,7 @@ def _target_of(leases: Sequence[LeaseEntry], name: str) -> tuple[LeaseEntry, IpA
     )
 
 
-async def _bridge_address(subnet: IpNetwork | None) -> IpAddress | None:
+async def bridge_address(subnet: IpNetwork | None) -> IpAddress | None:
     """Return the address of this host on the bridge of its containers; None if there is no bridge."""
     if subnet is None:
         return None
@@ -436,7 +436,7 @@ async def bench_path(status: Status, peer: LeaseEntry, container: IpAddress | No
         )
     mtu = (status.backend.mtu if status.backend is not None else None) or _MTUS[-1]
     underlay, tunnel = ends_of(peer)
-    bridge = await _bridge_address(own)
+    bridge = await bridge_address(own)
     ends: list[tuple[BenchName, IpAddress | None, IpAddress | None]] = [
         ("measurement", _LOOPBACK[peer.subnet.version], None),
         ("underlay", underlay, _own_address(status)),

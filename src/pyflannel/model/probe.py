@@ -19,11 +19,13 @@ class Echo(Struct, frozen=True, kw_only=True):
     Attributes:
         source: source address; None to let the kernel choose the address.
         size: size in bytes of the IP packet.
+        ttl: TTL or hop limit; None for the value of the host.
     """
 
     destination: IpAddress
     source: IpAddress | None = None
     size: int = 84
+    ttl: int | None = None
 
     @property
     def family(self) -> Family:

@@ -254,11 +254,12 @@ class _Sender:
         echo, family = one.echo, one.echo.family
         payload = one.nonce + bytes(max(0, echo.size - OVERHEADS[family] - _NONCE_BYTES))
         one.sent_at.append(time.monotonic())
-        source = [] if echo.source is None else [_from(echo.source)]
+        options = [] if echo.source is None else [_from(echo.source)]
+        options += [] if echo.ttl is None else [_with_ttl(echo.ttl, family)]
         try:
             self._sockets[family].sendmsg(
                 [format_echo(self._identifier, len(one.sent_at), payload, family)],
-                source,
+                options,
                 0,
                 (str(echo.destination), 0),
             )
@@ -315,6 +316,14 @@ def _from(source: IPv4Address | IPv6Address) -> tuple[int, int, bytes]:
     if source.version == 4:
         return socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i4s4s", 0, source.packed, bytes(4))
     return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16si", source.packed, 0)
+
+
+def _with_ttl(ttl: int, family: Family) -> tuple[int, int, bytes]:
+    """Return the control message that sets the TTL or the hop limit."""
+    level, kind = (
+        (socket.IPPROTO_IP, socket.IP_TTL) if family == 4 else (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)
+    )
+    return level, kind, struct.pack("=i", ttl)
 
 
 def _unanswered(one: _Pending) -> EchoResult:

@@ -90,6 +90,7 @@ def with_peers(
     neighbours: Mapping[IpAddress, BadNeighbour] = MappingProxyType({}),
     of_store: BadNeighbour | None = None,
     detours: Mapping[IpAddress, Detour] = MappingProxyType({}),
+    more: Sequence[Finding] = (),
 ) -> tuple[Finding, ...]:
     """Return the findings about this host, including findings about peers that do not answer.
 
@@ -105,10 +106,11 @@ def with_peers(
             peer.
         of_store: the neighbour entry that may stop packets to the store.
         detours: routes and rules that stop or divert packets of this host, by the public address of the peer.
+        more: further findings about packets to peers.
     """
     if of_store is not None:
         found = [_before_the_store(of_store, one) if one.code == "store-away" else one for one in found]
-    of_peers = list(reach_findings(reach, status, neighbours, detours))
+    of_peers = [*reach_findings(reach, status, neighbours, detours), *more]
     is_lossy = any(one.severity != "info" for one in of_peers)
     kept = [
         replace(one, severity="warning") if one.code == "xdp-program" and is_lossy else one for one in found
@@ -126,7 +128,7 @@ def with_peers(
     return tuple(sorted(whole, key=lambda one: ranks[one.severity]))
 
 
-_BEYOND_THE_UNDERLAY = frozenset({"path-mtu", "tunnel-blocked"})
+_BEYOND_THE_UNDERLAY = frozenset({"overlay-filtered", "path-mtu", "tunnel-blocked"})
 """Codes of the findings about peers that answer on the underlay."""
 
 
