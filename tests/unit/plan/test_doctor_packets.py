@@ -100,12 +100,23 @@ def test_a_small_ttl_of_the_host_or_of_its_tunnel_is_named(
     assert one.fix == fix
 
 
+@pytest.mark.parametrize(("ttl", "severity"), [(1, "error"), (2, "error"), (3, "warning")])
+def test_a_ttl_that_expires_in_the_tunnel_of_udp_is_an_error(ttl: int, severity: str) -> None:
+    """The tunnel drops all packets of the host itself, also to peers on the same link."""
+    backend = BackendStatus(type="udp", link="flannel0", mtu=1472, port=8285)
+
+    one = found(replace(HEALTHY, status=replace(HEALTHY.status, backend=backend), own_ttl=ttl))
+
+    assert (one.code, one.severity) == ("ttl-low", severity)
+    assert one.cause.startswith("the tunnel drops") is (severity == "error")
+
+
 @pytest.mark.parametrize("mode", ["safe", "flow"])
 def test_the_programs_of_the_fast_path_do_not_use_the_ttl_of_the_host(mode: str) -> None:
     backend = BackendStatus(type="udp", link="flannel0", mtu=1472, port=8285)
     status = replace(FAR.status, backend=backend, fast_path=FastPathStatus(mode=mode))
 
-    (one,) = [one for one in findings(replace(FAR, status=status, own_ttl=1)) if one.code == "ttl-low"]
+    (one,) = [one for one in findings(replace(FAR, status=status, own_ttl=3)) if one.code == "ttl-low"]
 
     assert one.severity == "warning"
 

@@ -74,7 +74,8 @@ def _short_life(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that routers drop packets of this host, because their TTL is small.
 
     A vxlan device may have its own TTL; the other tunnels use the TTL of the host, and the programs of the
-    fast path a constant. Packets of containers have the TTL of the container.
+    fast path a constant. Packets of containers have the TTL of the container. The tunnel of udp reduces
+    the TTL of inner packets at both ends, so it drops all packets of the host itself with a TTL of 1 or 2.
     """
     status, link = seen.status, seen.membership.underlay or ""
     backend, path = status.backend, status.fast_path
@@ -93,9 +94,12 @@ def _short_life(seen: Observed) -> Iterator[Finding]:
         is_tunnel = path is None or path.mode not in ("safe", "flow")
     of_tunnel = seen.tunnel_ttl or seen.own_ttl or _USUAL_TTL
     far = list(_behind_routers(seen))
-    is_lost = is_tunnel and of_tunnel < _FEW_ROUTERS and bool(far)
+    is_udp = backend is not None and backend.type == "udp"
+    is_expiring = is_udp and seen.own_ttl is not None and seen.own_ttl <= _HOPS_OF_UDP
+    is_lost = is_expiring or (is_tunnel and of_tunnel < _FEW_ROUTERS and bool(far))
     least = min(ttl for ttl in (seen.own_ttl, seen.tunnel_ttl) if ttl is not None)
     routers = "the first router drops" if least <= 1 else f"a path of {least} routers loses"
+    routers = "the tunnel drops" if is_expiring else routers
     yield Finding(
         code="ttl-low",
         severity="error" if is_lost else "warning",
@@ -110,6 +114,10 @@ _TTL: Mapping[Family, str] = {4: "net.ipv4.ip_default_ttl", 6: "net/ipv6/conf/{}
 _SMALL_TTL, _FEW_ROUTERS, _USUAL_TTL = 32, 8, 64
 """A TTL below the first number is too small for long paths. A TTL below the second number is too small for
 many networks of one organisation. The third number is the default of the kernel."""
+
+
+_HOPS_OF_UDP = 2
+"""By how much the tunnel of udp reduces the TTL of a packet."""
 
 
 def _behind_routers(seen: Observed) -> Iterator[IpAddress]:

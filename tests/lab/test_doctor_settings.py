@@ -1,0 +1,58 @@
+"""flannelctl doctor names settings and links of the host that stop packets, and its commands repair them."""
+
+import os
+from typing import NamedTuple
+
+import pytest
+
+from pyflannel.lab.topology import Host
+from pyflannel.lab.waiting import wait_until
+from testlab.doctor import joined_pair, problems
+from testlab.overlay import Overlay
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+
+class Fault(NamedTuple):
+    """A fault, its reversal, and the only finding about it."""
+
+    do: str
+    undo: str
+    code: str
+    severity: str
+    evidence: str
+    fix: str
+
+
+FAULTS = [
+    Fault(
+        do="sysctl -qw net.ipv4.ip_default_ttl=1",
+        undo="sysctl -qw net.ipv4.ip_default_ttl=64",
+        code="ttl-low",
+        severity="error",
+        evidence="net.ipv4.ip_default_ttl = 1",
+        fix="sysctl -w net.ipv4.ip_default_ttl=64",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def host(overlay: Overlay) -> Host:
+    """One of two hosts of a udp network on one link, with a bridge like Docker's."""
+    host = joined_pair(overlay, "udp")[0]
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing", deadline_s=60.0)
+    return host
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.evidence)
+def test_a_setting_is_the_only_finding_and_its_command_repairs_it(host: Host, fault: Fault) -> None:
+    host.run(["sh", "-c", fault.do])
+    try:
+        (found,) = problems(host)
+        assert (found["code"], found["severity"]) == (fault.code, fault.severity)
+        assert found["evidence"][0] == fault.evidence
+        assert found["fix"] == fault.fix
+        host.run(["sh", "-c", found["fix"]])
+        wait_until(lambda: problems(host) == [], what="the command repairs the fault", deadline_s=20.0)
+    finally:
+        host.run(["sh", "-c", fault.undo], check=False)
