@@ -33,6 +33,14 @@ FAULTS = [
         evidence="net.ipv4.ip_default_ttl = 1",
         fix="sysctl -w net.ipv4.ip_default_ttl=64",
     ),
+    Fault(
+        do="sysctl -qw net.ipv4.ipfrag_low_thresh=0 net.ipv4.ipfrag_high_thresh=0",
+        undo="sysctl -qw net.ipv4.ipfrag_high_thresh=4194304",
+        code="fragments-dropped",
+        severity="error",
+        evidence="net.ipv4.ipfrag_high_thresh = 0",
+        fix="sysctl -w net.ipv4.ipfrag_high_thresh=4194304",
+    ),
 ]
 
 

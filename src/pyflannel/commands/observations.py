@@ -40,6 +40,7 @@ from pyflannel.kernel.host.packet_path import (
     closed_ports,
     docker_table,
     forwards,
+    fragment_memory,
     ignores_arp,
     ignores_echoes,
     is_ethernet,
@@ -184,6 +185,7 @@ async def observe_family(
         answers=await _route_answers(status, membership, next(iter(bridges), None), rules),
         marked_answers=await _marked_answers(status, membership, next(iter(bridges), None), rules),
         local_routes=() if membership.network is None else await local_routes(membership.network),
+        fragment_memory=fragment_memory(family),
         own_ttl=own_ttl(membership.underlay or "", family),
         tunnel_ttl=(
             await tunnel_ttl(backend.link)

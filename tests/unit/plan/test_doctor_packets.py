@@ -111,6 +111,25 @@ def test_a_ttl_that_expires_in_the_tunnel_of_udp_is_an_error(ttl: int, severity:
     assert one.cause.startswith("the tunnel drops") is (severity == "error")
 
 
+@pytest.mark.parametrize(
+    ("limit", "severity"), [(0, "error"), (65535, "error"), (65536, "warning"), (262143, "warning")]
+)
+def test_little_memory_for_fragments_is_named(limit: int, severity: str) -> None:
+    one = found(replace(HEALTHY, fragment_memory={"net.ipv4.ipfrag_high_thresh": limit}))
+
+    assert (one.code, one.severity) == ("fragments-dropped", severity)
+    assert one.evidence == (f"net.ipv4.ipfrag_high_thresh = {limit}",)
+    assert one.fix == "sysctl -w net.ipv4.ipfrag_high_thresh=4194304"
+
+
+def test_only_the_small_limits_for_fragments_are_named() -> None:
+    limits = {"net.ipv6.ip6frag_high_thresh": 1 << 22, "net.netfilter.nf_conntrack_frag6_high_thresh": 0}
+
+    assert findings(replace(HEALTHY, fragment_memory=dict.fromkeys(limits, 262144))) == ()
+    one = found(replace(HEALTHY, fragment_memory=limits))
+    assert one.fix == "sysctl -w net.netfilter.nf_conntrack_frag6_high_thresh=4194304"
+
+
 @pytest.mark.parametrize("mode", ["safe", "flow"])
 def test_the_programs_of_the_fast_path_do_not_use_the_ttl_of_the_host(mode: str) -> None:
     backend = BackendStatus(type="udp", link="flannel0", mtu=1472, port=8285)

@@ -87,6 +87,19 @@ def own_ttl(link: str, family: Family) -> int | None:
     return _number(_IPV4 / "ip_default_ttl" if family == 4 else _IPV6 / f"{link}/hop_limit")
 
 
+def fragment_memory(family: Family) -> dict[str, int]:
+    """Return the settings that limit the memory for fragments of packets, in bytes. IPv6 has a separate limit
+    for connection tracking.
+    """
+    ipv6 = {
+        "net.ipv6.ip6frag_high_thresh": _IPV6.parent,
+        "net.netfilter.nf_conntrack_frag6_high_thresh": _TRACKING,
+    }
+    places = {"net.ipv4.ipfrag_high_thresh": _IPV4} if family == 4 else ipv6
+    limits = {name: _number(place / name.rpartition(".")[2]) for name, place in places.items()}
+    return {name: limit for name, limit in limits.items() if limit is not None}
+
+
 async def tunnel_ttl(link: str) -> int | None:
     """Return the TTL of the outer packets of a vxlan device; None if the device uses the TTL of the host,
     or its TTL is unreadable.

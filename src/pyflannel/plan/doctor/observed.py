@@ -255,6 +255,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         strict: links with a strict reverse path filter.
         own_ttl: TTL or hop limit of the packets that this host sends by its underlay; None if unreadable.
         tunnel_ttl: TTL of the outer packets of the vxlan device; None if the device uses `own_ttl`.
+        fragment_memory: the settings that limit the memory for fragments of packets, in bytes.
         ruleset: all rules of netfilter, except those in the tables of pyflannel.
         answers: answers of the kernel about the routes of packets.
         marked_answers: answers about packets of containers to a peer, with the mark of a policy rule. It is
@@ -316,6 +317,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     strict: frozenset[str] = frozenset()
     own_ttl: int | None = None
     tunnel_ttl: int | None = None
+    fragment_memory: Mapping[str, int] = field(default_factory=dict)
     ruleset: Ruleset = ()
     answers: tuple[RouteAnswer, ...] = ()
     marked_answers: tuple[RouteAnswer, ...] = ()

@@ -127,6 +127,30 @@ def _behind_routers(seen: Observed) -> Iterator[IpAddress]:
             yield address
 
 
+def _fragments(seen: Observed) -> Iterator[Finding]:
+    """Yield the settings by which the kernel has too little memory to reassemble packets.
+
+    The kernel also reassembles the packets that it only forwards, if it tracks connections.
+    """
+    small = {name: limit for name, limit in seen.fragment_memory.items() if limit < _LITTLE_MEMORY}
+    if small:
+        is_none = min(small.values()) < _LARGEST_PACKET
+        yield Finding(
+            code="fragments-dropped",
+            severity="error" if is_none else "warning",
+            cause=f"the kernel drops {'all or most' if is_none else 'many'} fragments of packets, because the"
+            " memory to reassemble them is too small: large packets of this host and of containers are lost",
+            evidence=tuple(f"{name} = {limit}" for name, limit in small.items()),
+            fix=f"sysctl -w {' '.join(f'{name}={_USUAL_MEMORY}' for name in small)}",
+        )
+
+
+_LITTLE_MEMORY, _LARGEST_PACKET, _USUAL_MEMORY = 1 << 18, 1 << 16, 1 << 22
+"""Bytes for fragments: few packets at a time, less than one packet of the largest size, and the default of
+the kernel.
+"""
+
+
 def _reverse_path(seen: Observed) -> Iterator[Finding]:
     """Yield a finding for a strict filter that drops tunnel packets of peers to which this host sends
     through another link.
@@ -239,6 +263,7 @@ def destination_of(route: str) -> IpNetwork | None:
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     forwarding,
     _short_life,
+    _fragments,
     _source_refused,
     _local_routes,
     _reverse_path,

@@ -22,6 +22,7 @@ _BESIDE_THE_PATH = frozenset(
         "container-setting",
         "daemon-away",
         "forwarding-off",
+        "fragments-dropped",
         "port-closed",
         "port-mtu",
         "port-not-learning",
