@@ -41,6 +41,14 @@ FAULTS = [
         evidence="net.ipv4.ipfrag_high_thresh = 0",
         fix="sysctl -w net.ipv4.ipfrag_high_thresh=4194304",
     ),
+    Fault(
+        do="ip link add link eth0 name passthru0 type macvlan mode passthru; ip link set passthru0 up",
+        undo="ip link delete passthru0 2>/dev/null",
+        code="frames-taken",
+        severity="error",
+        evidence="ip -details link show passthru0: above eth0, mode passthru",
+        fix="ip link delete passthru0",
+    ),
 ]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ipaddress import ip_address
 from itertools import islice
 
@@ -48,6 +48,7 @@ from pyflannel.kernel.host.packet_path import (
     lacks_arp,
     local_routes,
     own_ttl,
+    passthru_links,
     policy_rules,
     port_mtus,
     queueing_disciplines,
@@ -98,6 +99,7 @@ class HostObservations(Struct, frozen=True, kw_only=True):
     disciplines: tuple[QueueingDiscipline, ...]
     taking_filters: tuple[TakingFilter, ...]
     xdp_links: frozenset[str]
+    passthru_links: Mapping[str, str]
 
 
 async def observe_host(places: Places, status: Status, families: Sequence[Family]) -> HostObservations:
@@ -110,11 +112,12 @@ async def observe_host(places: Places, status: Status, families: Sequence[Family
         interfaces_of_host(routes_of_network(status)),
         programs_of(places),
     )
-    containers, docker, (disciplines, taken), with_xdp = await asyncio.gather(
+    containers, docker, (disciplines, taken), with_xdp, passthru = await asyncio.gather(
         in_thread(find_containers),
         docker_engine(),
         _traffic_control(interfaces),
         xdp_links(),
+        passthru_links(one.kind for one in interfaces.interfaces),
     )
     return HostObservations(
         items=(*items, *rules),
@@ -127,6 +130,7 @@ async def observe_host(places: Places, status: Status, families: Sequence[Family
         disciplines=disciplines,
         taking_filters=taken,
         xdp_links=with_xdp,
+        passthru_links=passthru,
     )
 
 
@@ -208,6 +212,7 @@ async def observe_family(
         disciplines=host.disciplines,
         tracked=tracked_connections(),
         xdp_links=host.xdp_links,
+        passthru_links=host.passthru_links,
         taking_filters=host.taking_filters,
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
         associations=await security_associations() if interfaces.policies else None,

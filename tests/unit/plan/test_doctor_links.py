@@ -1,10 +1,12 @@
 """The findings of doctor about the links of the host and the kernel's tables for them."""
 
+import json
 from ipaddress import IPv4Address
 
 import pytest
 from msgspec.structs import replace
 
+from pyflannel.kernel.host.packet_path import passthru_in
 from pyflannel.model.host import Interface, Interfaces, QueueingDiscipline
 from pyflannel.model.status import RefusedPeer, StrangerStatus
 from pyflannel.plan.doctor.addresses import address_taken
@@ -156,3 +158,26 @@ def test_a_queueing_discipline_of_an_operator_that_dropped_packets_is_named(
     for one in named:
         assert one.evidence == (f"tc -statistics qdisc show dev {link}: {kind} has dropped 7 packets",)
         assert one.fix == f"tc qdisc delete dev {link} root  # if no program needs it"
+
+
+def test_a_link_that_takes_the_frames_of_the_underlay_is_named() -> None:
+    one = found(replace(HEALTHY, passthru_links={"passthru0": "eth0", "tap0": "eth1"}))
+
+    assert (one.code, one.severity) == ("frames-taken", "error")
+    assert one.evidence == ("ip -details link show passthru0: above eth0, mode passthru",)
+    assert one.fix == "ip link delete passthru0"
+
+
+def test_a_link_with_another_mode_or_above_another_link_takes_no_frames_of_the_overlay() -> None:
+    assert findings(replace(HEALTHY, passthru_links={"tap0": "eth1"})) == ()
+
+
+def test_the_mode_of_a_link_is_read() -> None:
+    links = [
+        {"ifname": name, "link": "eth0", "linkinfo": {"info_kind": "macvlan", "info_data": {"mode": mode}}}
+        for name, mode in (("one", "passthru"), ("two", "bridge"))
+    ]
+    elsewhere = {"ifname": "moved", "link_index": 7, "linkinfo": {"info_data": {"mode": "passthru"}}}
+
+    assert passthru_in(json.dumps([*links, elsewhere, {"ifname": "eth0"}])) == {"one": "eth0"}
+    assert passthru_in("") == {}

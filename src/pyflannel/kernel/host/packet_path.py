@@ -111,6 +111,32 @@ async def tunnel_ttl(link: str) -> int | None:
     return None
 
 
+async def passthru_links(kinds: Iterable[str]) -> dict[str, str]:
+    """Return the macvlan and macvtap links with the mode passthru, each with the link whose frames it takes;
+    empty if they are unreadable.
+
+    `kinds`: the kinds of all links of the host.
+    """
+    found: dict[str, str] = {}
+    for kind in _OF_MACVLAN.intersection(kinds):
+        with contextlib.suppress(TargetError, ValueError, KeyError, TypeError):
+            ran = await run_program("ip", "-json", "-details", "link", "show", "type", kind)
+            found |= passthru_in(ran.output)
+    return found
+
+
+_OF_MACVLAN = frozenset({"macvlan", "macvtap"})
+
+
+def passthru_in(output: str) -> dict[str, str]:
+    """Return the links with the mode passthru in the output of `ip -json -details link show`."""
+    return {
+        one["ifname"]: one["link"]
+        for one in json.loads(output or "[]")
+        if one.get("linkinfo", {}).get("info_data", {}).get("mode") == "passthru" and "link" in one
+    }
+
+
 def port_mtus(bridge: str) -> dict[str, int]:
     """Return the MTU of each port of a bridge, in bytes, by name."""
     with contextlib.suppress(OSError):

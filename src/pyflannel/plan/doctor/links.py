@@ -197,6 +197,26 @@ def _early_programs(seen: Observed) -> Iterator[Finding]:
         )
 
 
+def _passthru(seen: Observed) -> Iterator[Finding]:
+    """Yield the links that take all frames of a link of the overlay. Packets of the host then arrive by
+    another interface, and the replies to its ARP requests have no effect.
+    """
+    taken = _links_of_overlay(seen) | set(seen.underlay_ports)
+    found = {name: link for name, link in seen.passthru_links.items() if link in taken}
+    if found:
+        yield Finding(
+            code="frames-taken",
+            severity="error",
+            cause=f"{' and '.join(list(found)[:NAMED])} takes all frames that arrive at"
+            f" {' and '.join(dict.fromkeys(found.values()))}, so packets arrive by the wrong interface, and"
+            " ARP finds no neighbour",
+            evidence=some(
+                [f"ip -details link show {name}: above {link}, mode passthru" for name, link in found.items()]
+            ),
+            fix="; ".join(f"ip link delete {quote(name)}" for name in list(found)[:NAMED]),
+        )
+
+
 def _links_of_overlay(seen: Observed) -> set[str]:
     """Return the links that packets of the overlay pass: underlay, tunnel device, bridges and their ports."""
     backend = seen.status.backend
@@ -254,6 +274,7 @@ CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _shaped,
     _tracking,
     _early_programs,
+    _passthru,
     _taken,
     bridge_down,
     _vtep,

@@ -286,6 +286,8 @@ class Observed(Struct, frozen=True, kw_only=True):
         tracked: number of connections that the kernel tracks, and its maximum; None without connection
             tracking.
         xdp_links: links with an XDP program.
+        passthru_links: macvlan and macvtap links with the mode passthru, each with the link whose frames it
+            takes.
         taking_filters: filters of traffic control at the links of the overlay that took packets.
         underlay_ports: ports of the underlay if the underlay is a bridge.
         associations: the ends of the security associations of IPsec; None if they are unreadable.
@@ -342,6 +344,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     disciplines: tuple[QueueingDiscipline, ...] = ()
     tracked: tuple[int, int] | None = None
     xdp_links: frozenset[str] = frozenset()
+    passthru_links: Mapping[str, str] = field(default_factory=dict)
     taking_filters: tuple[TakingFilter, ...] = ()
     underlay_ports: tuple[str, ...] = ()
     associations: frozenset[IpsecEnds] | None = None

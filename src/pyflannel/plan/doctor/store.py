@@ -58,7 +58,7 @@ def _slow_store_fix(url: str) -> str:
     return "iostat -x 1 3  # examine disk and load of the host that stores the file"
 
 
-_CAUSES = frozenset({"address-gone", "address-taken", "store-dropped", "ttl-low"})
+_CAUSES = frozenset({"address-gone", "address-taken", "frames-taken", "store-dropped", "ttl-low"})
 """Codes of the findings that explain the silence of the store if they are errors."""
 
 
