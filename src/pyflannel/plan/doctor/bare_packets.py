@@ -68,7 +68,7 @@ def bare_findings(
         severity="error",
         cause=f"packets with addresses of containers from this host to {count} on the same link are lost,"
         " and packets with its public address arrive: a switch or a router between the hosts drops them (IP"
-        f" source guard, anti-spoofing), or the peers have no route back to {own}",
+        f" source guard, anti-spoofing), or the peers drop them or have no route back to {own}",
         evidence=some(
             [
                 f"from {source} to {one.peer.subnet} at {host_name(one.peer)}:"
