@@ -232,6 +232,17 @@ def test_a_stopped_daemon_is_found_and_the_command_continues_it(overlay, healthy
         assert examine(healthy).keys() <= {"backend-note"}
 
 
+def test_a_daemon_that_can_open_no_file_is_found_and_the_command_repairs_it(healthy: Host) -> None:
+    pid = healthy.run(["cat", "/run/flannel/flanneld.lock"]).stdout.split()[0]
+    healthy.run(["prlimit", "--pid", pid, "--nofile=5:"])
+    (found,) = problems(healthy)
+    healthy.run(["sh", "-c", found["fix"]])
+
+    assert found["code"] == "files-exhausted"
+    assert found["evidence"][0] == f"/proc/{pid}/limits: Max open files 5"
+    assert found["evidence"][2].startswith("consequence: flanneld does not respond: ")
+
+
 def test_a_user_without_permission_gets_the_reason(healthy: Host) -> None:
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "flannelctl"]
 

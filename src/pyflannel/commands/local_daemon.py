@@ -23,7 +23,7 @@ from pyflannel.plan.backend.udp import UdpBackend
 from pyflannel.plan.backend.vxlan import VxlanBackend
 from pyflannel.plan.backend.wireguard import WireguardBackend
 from pyflannel.plan.backends import backend_of
-from pyflannel.plan.doctor.observed import DaemonProcess
+from pyflannel.plan.doctor.observed import DaemonProcess, OpenFiles
 from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
 from pyflannel.processes.systemd import service_of, stop_service
 from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
@@ -68,7 +68,22 @@ def daemon_process(lock: Path) -> DaemonProcess | None:
     state = ""
     with contextlib.suppress(OSError):  # after the name in parentheses: proc_pid_stat(5)
         state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][:1]
-    return DaemonProcess(pid=pid, is_stopped=state in ("T", "t"))
+    return DaemonProcess(pid=pid, is_stopped=state in ("T", "t"), files=open_files(pid))
+
+
+def open_files(pid: int) -> OpenFiles | None:
+    """Return the open files of a process, and its limit; None if they are unreadable."""
+    with contextlib.suppress(OSError, ValueError):
+        process = Path(f"/proc/{pid}")
+        lines = (process / "limits").read_text(encoding="ascii").split("\n")
+        line = next(line for line in lines if line.startswith(_OPEN_FILES))
+        limit, most, *_ = line.removeprefix(_OPEN_FILES).split()
+        return OpenFiles(len(os.listdir(process / "fd")), int(limit), int(most))
+    return None
+
+
+_OPEN_FILES = "Max open files"
+"""The line of the limit in /proc/PID/limits: proc_pid_limits(5)."""
 
 
 def may_ask(socket: Path) -> bool:

@@ -19,7 +19,7 @@ from pyflannel.commands.host_links import (
     on_link,
     routes_of_network,
 )
-from pyflannel.commands.local_daemon import daemon_process, last_known, may_ask
+from pyflannel.commands.local_daemon import daemon_process, last_known, may_ask, open_files
 from pyflannel.commands.membership import addresses_of, known_networks, membership_in
 from pyflannel.commands.observed_containers import (
     indexes_of,
@@ -76,6 +76,7 @@ from pyflannel.plan.doctor.observed import (
     ContainerNamespace,
     DockerEngine,
     Observed,
+    OpenFiles,
     SetNeighbour,
 )
 from pyflannel.plan.doctor.policy_rules import PolicyRule, forwarded_packets, mark_of, selected_packet
@@ -178,6 +179,7 @@ async def observe_family(
         family=family,
         may_ask=may_ask(places.control_socket),
         daemon=daemon_process(places.lock),
+        forwarder_files=_forwarder_files(status),
         claimed=places.device(),
         original=find_original(),
         items=host.items,
@@ -234,6 +236,11 @@ async def observe_family(
     )
     kinds, routes = await asyncio.gather(_kind_answers(observed), _rule_routes(observed))
     return replace(observed, kind_answers=kinds, rule_routes=routes)
+
+
+def _forwarder_files(status: Status) -> OpenFiles | None:
+    pid = None if status.forwarder is None else status.forwarder.pid
+    return None if pid is None else open_files(pid)
 
 
 def lost_stores(status: Status) -> tuple[tuple[IpAddress, int], ...]:

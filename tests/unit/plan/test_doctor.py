@@ -16,6 +16,7 @@ from pyflannel.model.status import (
     FastPathMode,
     FastPathStatus,
     Finding,
+    ForwarderStatus,
     LeaseSigningStatus,
     LeaseStatus,
     Membership,
@@ -32,7 +33,7 @@ from pyflannel.model.status import (
 )
 from pyflannel.plan.doctor.daemon import RECENT_S
 from pyflannel.plan.doctor.findings import findings
-from pyflannel.plan.doctor.observed import DaemonProcess, Observed
+from pyflannel.plan.doctor.observed import DaemonProcess, Observed, OpenFiles
 from pyflannel.plan.routes import overlap_note
 from testlab.healthy_host import iptables
 
@@ -386,6 +387,36 @@ def test_a_daemon_that_hangs_is_not_started_a_second_time(
 
     assert (found.code, found.fix) == ("daemon-away", fix)
     assert found.cause.startswith(cause)
+
+
+@pytest.mark.parametrize("is_live", [True, False])
+@pytest.mark.parametrize(
+    ("most", "fix"),
+    [
+        (4096, "prlimit --pid 7 --nofile=4096"),
+        (5, "prlimit --pid 7 --nofile=524288 || systemctl restart flanneld"),
+    ],
+)
+def test_a_daemon_that_can_open_no_file_is_named_with_its_limit(most: int, fix: str, is_live: bool) -> None:
+    """That the daemon does not respond is a consequence."""
+    process = DaemonProcess(pid=7, files=OpenFiles(23, 5, most))
+    seen = replace(HEALTHY, status=replace(READY, is_live=is_live, waiting_for="an answer"), daemon=process)
+
+    (found,) = findings(seen)
+
+    assert (found.code, found.severity) == ("files-exhausted", "error")
+    assert found.evidence[:2] == ("/proc/7/limits: Max open files 5", "ls /proc/7/fd | wc -l: 23")
+    assert found.evidence[2:] == (() if is_live else ("consequence: flanneld does not respond: an answer",))
+    assert found.fix == fix
+
+
+def test_a_forwarder_that_can_open_no_file_is_named_with_its_limit() -> None:
+    status = replace(READY, forwarder=ForwarderStatus(pid=8))
+
+    (found,) = findings(replace(HEALTHY, status=status, forwarder_files=OpenFiles(9, 9, 9)))
+
+    assert found.cause.startswith("the forwarder (pid 8) has reached its limit of 9 open files")
+    assert findings(replace(HEALTHY, status=status, forwarder_files=OpenFiles(8, 9, 9))) == ()
 
 
 def test_a_user_without_permission_learns_that_the_problems_are_unknown() -> None:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 
+from msgspec.structs import replace
+
 from pyflannel.model.status import (
     Finding,
     RefusedLease,
@@ -13,7 +15,7 @@ from pyflannel.model.status import (
     StrangerStatus,
 )
 from pyflannel.plan.doctor.addresses import addresses_of_peers
-from pyflannel.plan.doctor.observed import NAMED, Observed, some
+from pyflannel.plan.doctor.observed import NAMED, DaemonProcess, Observed, OpenFiles, some
 
 RECENT_S = 3600.0
 """Maximum age of a rejected sender's latest packet, or of a replaced lease, for which it is reported as a
@@ -27,7 +29,11 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
     """Yield the most specific reason why the daemon is not ready."""
     status = seen.status
     waiting = status.waiting_for or "no reason given"
-    if not status.is_live:
+    full = None if seen.daemon is None else _of_daemon(seen, seen.daemon)
+    if full is not None:
+        consequence = () if status.is_live else (f"consequence: flanneld does not respond: {waiting}",)
+        yield replace(full, evidence=(*full.evidence, *consequence))
+    elif not status.is_live:
         yield _away(seen, waiting)
     elif status.store is not None and not status.store.is_connected:
         is_cluster = status.store.url == "kube:"
@@ -74,6 +80,50 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             cause=f"flanneld waits for {waiting}",
             fix="flannelctl status",
         )
+
+
+def _of_daemon(seen: Observed, process: DaemonProcess) -> Finding | None:
+    restart = (
+        "systemctl restart flanneld" if seen.has_unit else f"kill -KILL {process.pid}  # and start it again"
+    )
+    return _files_exhausted("flanneld", process.pid, process.files, restart)
+
+
+def _forwarder(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that the forwarder cannot open further files."""
+    forwarder = seen.status.forwarder
+    if forwarder is not None and forwarder.pid is not None:
+        full = _files_exhausted(
+            "the forwarder", forwarder.pid, seen.forwarder_files, f"kill -KILL {forwarder.pid}"
+        )
+        yield from () if full is None else (full,)
+
+
+def _files_exhausted(name: str, pid: int, files: OpenFiles | None, restart: str) -> Finding | None:
+    """Return the finding that a process has as many open files as its limit permits; None otherwise.
+
+    `restart`: the command that starts the process again. A hard limit can be raised only with
+    CAP_SYS_RESOURCE.
+    """
+    if files is None or files.opened < files.limit:
+        return None
+    return Finding(
+        code="files-exhausted",
+        severity="error",
+        cause=f"{name} (pid {pid}) has reached its limit of {files.limit} open files, so it accepts no"
+        " connection and starts no program",
+        evidence=(
+            f"/proc/{pid}/limits: Max open files {files.limit}",
+            f"ls /proc/{pid}/fd | wc -l: {files.opened}",
+        ),
+        fix=f"prlimit --pid {pid} --nofile={files.most}"
+        if files.most > files.limit
+        else f"prlimit --pid {pid} --nofile={_USUAL_FILES} || {restart}",
+    )
+
+
+_USUAL_FILES = 524_288
+"""The greatest number of open files that systemd permits a service."""
 
 
 _OF_FILTERS = re.compile("iptables|nftables|chain|rule|guard")
@@ -356,6 +406,7 @@ def _warnings(seen: Observed) -> Iterator[Finding]:
 
 CHECKS = (
     _daemon,
+    _forwarder,
     _certificates,
     _config,
     _refused_peers,

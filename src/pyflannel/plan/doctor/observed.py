@@ -197,15 +197,25 @@ class Certificate(Struct, frozen=True, kw_only=True):
     not_after: float
 
 
+class OpenFiles(Struct, frozen=True):
+    """The number of open files of a process, its limit, and the greatest possible limit (hard limit)."""
+
+    opened: int
+    limit: int
+    most: int
+
+
 class DaemonProcess(Struct, frozen=True, kw_only=True):
     """The process that holds the lock of the daemon.
 
     Attributes:
         is_stopped: True if a signal or a debugger stopped the process.
+        files: its open files; None if they are unreadable.
     """
 
     pid: int
     is_stopped: bool = False
+    files: OpenFiles | None = None
 
 
 class LinkSetter(Struct, frozen=True, kw_only=True):
@@ -245,6 +255,7 @@ class Observed(Struct, frozen=True, kw_only=True):
         is_first: True for the first family of the network, whose findings include those about the whole host.
         may_ask: False if this process has no permission to use the control socket of the daemon.
         daemon: the process of the daemon; None if it does not run, or is not visible.
+        forwarder_files: the open files of the forwarder; None without a forwarder, or if they are unreadable.
         claimed: the device name that the daemon claims; None if pyflannel has not run here.
         original: process ID of an original flanneld on this host.
         items: all links, all routes of the main table, and the filter rules whose names are those of flannel.
@@ -310,6 +321,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     is_first: bool = True
     may_ask: bool = True
     daemon: DaemonProcess | None = None
+    forwarder_files: OpenFiles | None = None
     claimed: str | None = None
     original: int | None = None
     items: tuple[Item, ...] = ()

@@ -21,6 +21,7 @@ _BESIDE_THE_PATH = frozenset(
         "container-neighbour",
         "container-setting",
         "daemon-away",
+        "files-exhausted",
         "forwarding-off",
         "fragments-dropped",
         "port-closed",
