@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,41 @@ def test_a_daemon_that_can_open_no_file_is_found_and_the_command_repairs_it(heal
     assert found["code"] == "files-exhausted"
     assert found["evidence"][0] == f"/proc/{pid}/limits: Max open files 5"
     assert found["evidence"][2].startswith("consequence: flanneld does not respond: ")
+
+
+_WRITER = "while :; do etcdctl --endpoints={} {} {} {} >/dev/null; sleep 0.2; done"
+
+
+def _by_code(host: Host) -> dict[str, dict[str, Any]]:
+    return {one["code"]: one for one in problems(host)}
+
+
+@pytest.mark.parametrize(
+    ("verb", "value", "code"),
+    [("put", '{"PublicIP":"10.10.10.77"}', "lease-taken"), ("del", "", "lease-deleted")],
+)
+def test_a_program_that_writes_the_lease_of_this_host_again_and_again_is_found(
+    overlay, healthy: Host, verb: str, value: str, code: str
+) -> None:
+    lease = healthy.lease()
+    key = f"/coreos.com/network/subnets/{str(lease).replace('/', '-')}"
+    endpoint = overlay.etcd.url.removeprefix("etcd://").partition("/")[0]
+    words = [f"http://{endpoint}", verb, key, shlex.quote(value) if value else ""]
+    writer = overlay.lab.router.start(
+        ["env", "ETCDCTL_API=3", "sh", "-c", _WRITER.format(*words)], name=f"writer of {code}"
+    )
+    try:
+        wait_until(lambda: code in _by_code(healthy), what="doctor names the writes", deadline_s=DEADLINE_S)
+        found = _by_code(healthy)
+    finally:
+        writer.kill()
+
+    assert code in found
+    assert [one for one, it in found.items() if it["severity"] == "error"] == [code]
+    assert str(lease) in found[code]["fix"]
+    if code == "lease-taken":
+        assert "again and again" in found[code]["cause"]
+        healthy.run(["flannelctl", "leases", "release", str(lease), "--force", "--yes"])
 
 
 def test_a_user_without_permission_gets_the_reason(healthy: Host) -> None:

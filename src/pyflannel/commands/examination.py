@@ -39,6 +39,7 @@ from pyflannel.plan.doctor.coverage import coverage, partly_examined
 from pyflannel.plan.doctor.families import families_of, leases_in, status_in
 from pyflannel.plan.doctor.findings import SAFE, findings_in_family, findings_of_host, merged
 from pyflannel.plan.doctor.host_routes import Detour, HostRoutes, detour, selected_tables
+from pyflannel.plan.doctor.lease import LeaseReading, is_disputed, lease_findings
 from pyflannel.plan.doctor.observed import BadNeighbour, LinkSetter, Observed
 from pyflannel.plan.doctor.peers import is_cut_off, with_peers
 from pyflannel.plan.doctor.store import store_findings, under_their_cause
@@ -59,6 +60,7 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
     """
     end = asyncio.get_running_loop().time() + left_s
     whole, every_lease = await asyncio.gather(status_of_host(places), leases_of_host(places))
+    started = asyncio.get_running_loop().time()
     views = {
         family: (status_in(whole, family, every_lease), leases_in(every_lease, family))
         for family in families_of(whole)
@@ -76,7 +78,8 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
         _clock_offsets(whole, every_lease),
         _store_times(places, whole),
     )
-    common = (*found.get(None, ()), *store_findings(whole, times), *clock_findings(offsets))
+    writes = await _lease_findings(places, LeaseReading(whole, _own_entry(whole, every_lease)), started)
+    common = (*found.get(None, ()), *writes, *store_findings(whole, times), *clock_findings(offsets))
     entries = await _bad_neighbours()
     stores = [address for address, _ in lost_stores(whole)]
     on_the_way = _on_the_way(stores, await _host_answers(stores, whole), whole, entries)
@@ -97,6 +100,23 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
         deaf = _on_the_way(silent_peers, answers, status, entries)
         complete += with_peers(own, reach, status, deaf, of_store, await _detours(answers, status), filtered)
     return merged(complete)
+
+
+def _own_entry(status: Status, leases: Iterable[LeaseEntry]) -> LeaseEntry | None:
+    own = status.lease.subnet if status.lease is not None else None
+    return next((one for one in leases if one.subnet == own), None)
+
+
+async def _lease_findings(places: Places, first: LeaseReading, started: float) -> tuple[Finding, ...]:
+    """Return the findings about the key of this host's lease, from a first reading and another one now.
+
+    `started`: time of the first reading, by the clock of the loop.
+    """
+    if not is_disputed(first.status):
+        return ()
+    status, leases = await asyncio.gather(status_of_host(places), leases_of_host(places))
+    seconds = asyncio.get_running_loop().time() - started
+    return tuple(lease_findings(first, LeaseReading(status, _own_entry(status, leases)), seconds))
 
 
 async def _taken_address(status: Status) -> tuple[Finding, ...]:

@@ -73,6 +73,8 @@ def _daemon(seen: Observed) -> Iterator[Finding]:
             cause=f"flanneld has no lease: {status.lease.trouble.text}",
             fix=status.lease.trouble.hint,
         )
+    elif status.lease is not None and status.lease.phase == "taken":
+        return  # a finding about the lease names the holder
     elif not status.is_ready and not waits_for_config(status):
         yield Finding(
             code="not-ready",
