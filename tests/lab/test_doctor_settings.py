@@ -1,5 +1,6 @@
 """flannelctl doctor names settings and links of the host that stop packets, and its commands repair them."""
 
+import json
 import os
 from typing import NamedTuple
 
@@ -72,3 +73,21 @@ def test_a_setting_is_the_only_finding_and_its_command_repairs_it(host: Host, fa
         wait_until(lambda: problems(host) == [], what="the command repairs the fault", deadline_s=20.0)
     finally:
         host.run(["sh", "-c", fault.undo], check=False)
+
+
+def test_a_lost_address_is_named_with_its_prefix_length(host: Host) -> None:
+    """Without an address, the link has no prefix that shows the length."""
+    gateway = host.run(["ip", "route", "show", "default"]).stdout.split()[2]
+    (link,) = json.loads(host.run(["ip", "-json", "-4", "address", "show", "dev", "eth0"]).stdout)
+    address = f"{host.address}/{link['addr_info'][0]['prefixlen']}"
+    host.run(["ip", "address", "delete", address, "dev", "eth0"])
+    try:
+        errors = {one["code"]: one for one in problems(host) if one["severity"] == "error"}
+        assert errors.keys() == {"address-gone"}, errors
+        error = errors["address-gone"]
+        assert error["fix"].startswith(f"ip address add {address} dev eth0  # then add the default route")
+        host.run(["sh", "-c", error["fix"]])
+    finally:
+        host.run(["ip", "address", "replace", address, "dev", "eth0"])
+        host.run(["ip", "route", "replace", "default", "via", gateway])
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing again", deadline_s=60.0)

@@ -150,6 +150,9 @@ def _underlay(condition: HostCondition) -> UnderlayStatus | None:
         address=underlay.address,
         public_ip=underlay.public_ip,
         mtu=underlay.mtu,
+        prefix_length=max(
+            (prefix.prefixlen for prefix in underlay.on_link if underlay.address in prefix), default=None
+        ),
         ipv6_address=underlay.ipv6_address,
         public_ipv6=underlay.public_ipv6,
         ipv6_link=None if underlay.ipv6_uplink is None else underlay.ipv6_uplink.link,

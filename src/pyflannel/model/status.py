@@ -103,6 +103,7 @@ class UnderlayStatus(Struct, frozen=True, kw_only=True):
     """The interface that carries the tunnel. Peers send to `public_ip`.
 
     Attributes:
+        prefix_length: number of bits of the prefix of `address`; None if it is unknown.
         ipv6_link: interface that carries IPv6, if it differs from `link`; None otherwise.
     """
 
@@ -110,6 +111,7 @@ class UnderlayStatus(Struct, frozen=True, kw_only=True):
     address: AnyAddress
     public_ip: AnyAddress
     mtu: int
+    prefix_length: int | None = None
     ipv6_address: IPv6Address | None = None
     public_ipv6: IPv6Address | None = None
     ipv6_link: str | None = None

@@ -259,6 +259,16 @@ def test_a_fault_of_an_interface_is_named(links: tuple[Interface, ...], code: st
     assert (one.code, one.fix) == (code, fix)
 
 
+def test_a_lost_address_gets_the_prefix_length_that_flanneld_saw() -> None:
+    underlay = replace(HEALTHY.status.underlay, prefix_length=26)
+    seen = replace(HEALTHY, status=replace(HEALTHY.status, underlay=underlay))
+
+    one = found(replace(seen, interfaces=Interfaces(interfaces=(interface("eth0"), *LINKS[1:]))))
+
+    assert one.code == "address-gone"
+    assert one.fix.startswith("ip address add 10.0.0.1/26 dev eth0  # then add the default route")
+
+
 def test_a_lost_address_beside_a_default_route_needs_no_other_route() -> None:
     links = (interface("eth0", "10.0.0.7/24"), *LINKS[1:])
     routes = (DefaultRoute(link="eth0", gateway=IPv4Address("10.0.0.254")),)

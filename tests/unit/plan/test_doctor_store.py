@@ -175,3 +175,13 @@ def test_a_fault_of_all_packets_explains_that_the_store_does_not_respond(
 
     assert [one.code for one in found] == left
     assert ("consequence: the store does not respond" in found[0].evidence) is (len(left) == 1)
+
+
+def test_requests_that_fail_without_an_address_are_a_consequence() -> None:
+    """The watch may still seem open."""
+    gone = Finding(code="address-gone", severity="error", cause="the address is gone", fix="add it")
+    refuses = Finding(code="store-refuses", severity="error", cause="requests fail", fix="ask it")
+
+    (found,) = under_their_cause((gone, refuses))
+
+    assert (found.code, found.evidence) == ("address-gone", ("consequence: requests fail",))

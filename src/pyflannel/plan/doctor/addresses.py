@@ -139,7 +139,7 @@ _PUBLIC_OPTION: Mapping[Family, str] = {4: "--public-ip", 6: "--public-ipv6"}
 
 def _address_again(seen: Observed, link: Interface, address: IpAddress) -> str:
     """Return the command that gives a link its lost address again. Its prefix length is known if the link
-    still reaches a prefix with the address.
+    still reaches a prefix with the address, or flanneld saw the address before.
 
     With the last address in a prefix, the kernel also deletes the routes by gateways in this prefix.
     """
@@ -156,8 +156,12 @@ def _address_again(seen: Observed, link: Interface, address: IpAddress) -> str:
         if address.version == 6 or any(one.link == link.name for one in defaults)
         else "; then add the default route, which the kernel deleted with the address"
     )
-    if prefix is not None:
-        command = f"ip address add {address}/{prefix.prefixlen} dev {quote(link.name)}"
+    underlay = seen.status.underlay
+    length = (
+        prefix.prefixlen if prefix is not None else underlay.prefix_length if underlay is not None else None
+    )
+    if length is not None:
+        command = f"ip address add {address}/{length} dev {quote(link.name)}"
         return f"{command}  #{route.removeprefix(';')}" if route else command
     return (
         f"ip address show dev {quote(link.name)}  # the link needs {address} again: let the network service"

@@ -78,6 +78,7 @@ def _ipv6_underlay(status: Status) -> UnderlayStatus | None:
         link=underlay.ipv6_link or underlay.link,
         address=underlay.ipv6_address,
         public_ip=underlay.public_ipv6 or underlay.ipv6_address,
+        prefix_length=None,
     )
 
 

@@ -62,12 +62,17 @@ _CAUSES = frozenset({"address-gone", "address-taken", "frames-taken", "store-dro
 """Codes of the findings that explain the silence of the store if they are errors."""
 
 
+_SILENCE = frozenset({"store-away", "store-refuses"})
+"""Codes of the findings about a store that answers no requests. Until flanneld notices that its watch is
+dead, only its requests fail."""
+
+
 def under_their_cause(found: Sequence[Finding]) -> tuple[Finding, ...]:
     """Return the findings. If rules of this host drop the packets to the store, or all packets on the
     underlay are lost, the silence of the store is a consequence, and not a finding of its own.
     """
     causes = [one for one in found if one.code in _CAUSES and one.severity == "error"]
-    away = [one for one in found if one.code == "store-away"]
+    away = [one for one in found if one.code in _SILENCE]
     if not causes or not away:
         return tuple(found)
     lines = [line for one in away for line in (f"consequence: {one.cause}", *one.evidence)]
