@@ -110,6 +110,23 @@ def test_a_small_ttl_of_the_host_is_the_only_error(four: list[Host]) -> None:
     wait_until(lambda: problems(host) == [], what="doctor finds nothing again", deadline_s=60.0)
 
 
+def test_two_hosts_that_a_switch_isolates_are_named(overlay: Overlay, four: list[Host]) -> None:
+    """Both hosts reach the others. Later, ARP for the isolated host fails too."""
+    host, other, router = four[0], four[1], overlay.lab.router
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing", deadline_s=60.0)
+    for one in (host, other):
+        router.run(["bridge", "link", "set", "dev", one.name, "isolated", "on"])
+    try:
+        (found,) = problems(host)
+    finally:
+        for one in (host, other):
+            router.run(["bridge", "link", "set", "dev", one.name, "isolated", "off"])
+
+    assert found["code"] in ("peers-silent", "no-neighbour")
+    assert "isolat" in found["fix"]
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing again", deadline_s=60.0)
+
+
 def test_a_path_that_loses_packets_is_named(overlay: Overlay, four: list[Host]) -> None:
     """The router between the hosts drops a part of the packets, then a part of the large packets."""
     host, router = four[0], overlay.lab.router

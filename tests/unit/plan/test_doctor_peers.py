@@ -415,6 +415,18 @@ def test_silent_peers_without_a_mac_address_are_named_by_their_neighbour_entries
     assert with_peers((), [reach(2, SILENT, REACHED)], STATUS, entries) == ()
 
 
+def test_a_single_silent_peer_may_be_isolated_from_this_host() -> None:
+    """Other peers answer, so the link of this host works."""
+    alone = reach(2, SILENT, SILENT, None)
+    (one,) = with_peers((), [alone, reach(1, REACHED, REACHED)], STATUS)
+    (every,) = with_peers((), [alone], STATUS)
+
+    assert one.fix.startswith("flannelctl peers --matrix  # if other hosts reach ")
+    assert "the underlay between this host and 10.0.0.2 drops all packets: port isolation" in one.fix
+    assert every.fix.startswith("flannelctl ping 10.0.0.2  # ")
+    assert "the port of the switch" in every.fix
+
+
 def test_of_many_silent_peers_the_rest_is_counted() -> None:
     (found,) = with_peers((), [reach(number, SILENT, SILENT, None) for number in range(20)], STATUS)
 

@@ -192,11 +192,28 @@ def reach_findings(
             cause=f"{len(away)} of {len(reach)} probed peers answer neither on the underlay nor through the"
             " tunnel",
             evidence=_listed(away),
-            fix=f"flannelctl ping {away[0].public_ip}  # if only its containers answer, that host ignores"
-            " ICMP echo requests; if it no longer exists, delete its lease",
+            fix=_remedy_of_silence(away[0], is_alone=len(silent) < len(reach)),
         )
         yield with_detours(unanswered, (one.public_ip for one in away), detours)
     yield from _small(reach, status)
+
+
+def _remedy_of_silence(peer: PeerReach, *, is_alone: bool) -> str:
+    """Return the command that shows why a peer is silent. `is_alone`: True if other peers answer, so that the
+    packets of this host pass its own link.
+    """
+    address, ping = peer.public_ip, f"flannelctl ping {peer.public_ip}"
+    lease = "If it no longer exists, delete its lease"
+    if not is_alone:
+        return (
+            f"{ping}  # if only its containers answer, that host ignores ICMP echo requests."
+            f" {lease}; if it runs, see the cable, the port of the switch and the VLAN of this host"
+        )
+    return (
+        f"flannelctl peers --matrix  # if other hosts reach {host_name(peer)}, the underlay between this host"
+        f" and {address} drops all packets: port isolation or VLAN of the switch, ACL of a router."
+        f" {lease}. If '{ping}' reaches only containers, it ignores ICMP echo requests"
+    )
 
 
 def _neighbour_findings(
@@ -265,7 +282,7 @@ def _neighbour_finding(
         fix = (
             f"ip neighbour show {entry.address}  # on that host: ip link (NOARP), ip address; on both:"
             f" nft list {'tables arp' if entry.address.version == 4 else 'ruleset ip6'}; then the VLAN of"
-            " both"
+            " both, and isolated ports of the switch"
         )
     code = "neighbour-set" if entry.is_set else "no-neighbour"
     return Finding(code=code, severity=severity, cause=cause, evidence=evidence, fix=fix)
