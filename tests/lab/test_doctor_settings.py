@@ -91,3 +91,32 @@ def test_a_lost_address_is_named_with_its_prefix_length(host: Host) -> None:
         host.run(["ip", "address", "replace", address, "dev", "eth0"])
         host.run(["ip", "route", "replace", "default", "via", gateway])
     wait_until(lambda: problems(host) == [], what="doctor finds nothing again", deadline_s=60.0)
+
+
+_ENGINE = """
+ln -sf "$(command -v sleep)" /run/dockerd
+/run/dockerd 1000 &
+echo $! >/run/docker.pid
+wait
+"""
+
+
+def test_packets_of_containers_that_no_rule_masquerades_are_found(host: Host) -> None:
+    """The router has no route to the subnet of the host."""
+    network = "10.100.0.0/16"
+    link = "ip link add port7 type veth peer name end7; ip link set end7 up; ip link set port7 mtu 1472"
+    host.run(["sh", "-c", f"{link}; ip link set port7 master br7 up"])
+    assert problems(host) == []
+    engine = host.start(["sh", "-c", _ENGINE], name="dockerd")
+    try:
+        wait_until(lambda: problems(host) != [], what="doctor finds the fault", deadline_s=60.0)
+        (found,) = problems(host)
+        rule = f"POSTROUTING -s {host.lease()} ! -d {network} -j MASQUERADE"
+        assert found["code"] == "not-masqueraded"
+        assert found["fix"].startswith(f"iptables -t nat -A {rule}  # ")
+        host.run(["sh", "-c", found["fix"]])
+        assert problems(host) == []
+        host.run(["sh", "-c", f"iptables -t nat -D {rule}"])
+    finally:
+        engine.kill()
+        host.run(["sh", "-c", "ip link delete port7; rm -f /run/docker.pid /run/dockerd"], check=False)

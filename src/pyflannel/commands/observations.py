@@ -28,7 +28,7 @@ from pyflannel.commands.observed_containers import (
     with_filters,
     with_links,
 )
-from pyflannel.commands.reach import neighbours_of_host, peers_of
+from pyflannel.commands.reach import bridge_address, neighbours_of_host, peers_of
 from pyflannel.errors import TargetError, UsageError, WireError
 from pyflannel.kernel.bpf.fast_path import FastPath
 from pyflannel.kernel.bpf.target import BpfTarget
@@ -59,6 +59,7 @@ from pyflannel.kernel.host.packet_path import (
     unforwarded,
     xdp_links,
 )
+from pyflannel.kernel.network.echo import send_echoes
 from pyflannel.kernel.network.ipsec import security_associations
 from pyflannel.kernel.network.snapshot import survey
 from pyflannel.model.fast_path import BpfPeer, BpfProgram
@@ -67,10 +68,12 @@ from pyflannel.model.item import Item
 from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.packet_filter import SavedRules
+from pyflannel.model.probe import Echo, EchoResult
 from pyflannel.model.route import RouteAnswer
 from pyflannel.model.state import State
 from pyflannel.model.status import Membership, Status
 from pyflannel.plan.doctor.docker import docker_drops
+from pyflannel.plan.doctor.masquerading import gateway_without_masquerading
 from pyflannel.plan.doctor.observed import (
     Certificate,
     ContainerNamespace,
@@ -234,8 +237,31 @@ async def observe_family(
         now=time.time(),
         has_unit=has_unit("flanneld.service"),
     )
-    kinds, routes = await asyncio.gather(_kind_answers(observed), _rule_routes(observed))
-    return replace(observed, kind_answers=kinds, rule_routes=routes)
+    kinds, routes, answers = await asyncio.gather(
+        _kind_answers(observed), _rule_routes(observed), _gateway_answers(observed)
+    )
+    return replace(observed, kind_answers=kinds, rule_routes=routes, gateway_answers=answers)
+
+
+async def _gateway_answers(seen: Observed) -> tuple[EchoResult, EchoResult] | None:
+    """Return the results of echo requests to the gateway from the public address and from the bridge, if no
+    rule masquerades the packets of containers.
+    """
+    underlay, own = seen.status.underlay, seen.membership.subnet
+    gateway = gateway_without_masquerading(seen)
+    if gateway is None or underlay is None or own is None:
+        return None
+    with contextlib.suppress(TargetError):
+        if (source := await bridge_address(own)) is not None:
+            senders = (underlay.address, source)
+            echoes = [Echo(destination=gateway, source=one) for one in senders]
+            usual, bare = await send_echoes(echoes, deadline_s=_GATEWAY_S)
+            return usual, bare
+    return None
+
+
+_GATEWAY_S = 1.0
+"""Deadline in seconds for the answers of the gateway."""
 
 
 def _forwarder_files(status: Status) -> OpenFiles | None:

@@ -12,6 +12,7 @@ from pyflannel.model.link import MARK, Link
 from pyflannel.model.netfilter import Ruleset
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.packet_filter import LeftRules
+from pyflannel.model.probe import EchoResult
 from pyflannel.model.route import Route, RouteAnswer
 from pyflannel.model.status import Membership, Status
 
@@ -304,6 +305,8 @@ class Observed(Struct, frozen=True, kw_only=True):
         associations: the ends of the security associations of IPsec; None if they are unreadable.
         docker0_ports: number of containers at docker0, if it exists.
         docker: the Docker engine; None if it does not run.
+        gateway_answers: the results of echo requests to the default gateway, from the public address of this
+            host and from its address at the bridge of containers; None if they were not sent.
         docker_drops: rules of Docker 28 or newer that drop packets of other hosts, by the name of the bridge.
         mark: alias of the links of the daemon.
         published_mac: MAC address of the VTEP in the last known lease of this host; None if the lease has no
@@ -362,6 +365,7 @@ class Observed(Struct, frozen=True, kw_only=True):
     associations: frozenset[IpsecEnds] | None = None
     docker0_ports: int = 0
     docker: DockerEngine | None = None
+    gateway_answers: tuple[EchoResult, EchoResult] | None = None
     docker_drops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mark: str = MARK
     published_mac: str | None = None
