@@ -127,6 +127,23 @@ def test_two_hosts_that_a_switch_isolates_are_named(overlay: Overlay, four: list
     wait_until(lambda: problems(host) == [], what="doctor finds nothing again", deadline_s=60.0)
 
 
+def test_a_router_that_limits_the_rate_is_named_as_loss(overlay: Overlay, four: list[Host]) -> None:
+    host, router = four[0], overlay.lab.router
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing", deadline_s=60.0)
+    (route,) = json.loads(router.run(["ip", "-json", "route", "get", str(host.address)]).stdout)
+    limit = ["tbf", "rate", "238kbit", "burst", "1600", "latency", "20ms"]
+    router.run(["tc", "qdisc", "replace", "dev", route["dev"], "root", *limit])
+    try:
+        wait_until(
+            lambda: [one["code"] for one in problems(host)] == ["packets-lost"],
+            what="the loss is the only finding",
+            deadline_s=60.0,
+        )
+    finally:
+        router.run(["tc", "qdisc", "delete", "dev", route["dev"], "root"])
+    wait_until(lambda: problems(host) == [], what="doctor finds nothing again", deadline_s=60.0)
+
+
 def test_a_path_that_loses_packets_is_named(overlay: Overlay, four: list[Host]) -> None:
     """The router between the hosts drops a part of the packets, then a part of the large packets."""
     host, router = four[0], overlay.lab.router

@@ -91,6 +91,7 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
         probed = len([*peers_of(status, leases)]) if reach else 0
         partly = partly_examined([("{} peers were probed", len(reach), probed)])
         reach = [lossy.corrected(one, status) for one in reach]
+        status = lossy.of_status(status)
         taken = await _taken_address(status) if is_cut_off(reach, status) else ()
         own = under_their_cause((*taken, *common, *found.get(family, ()), *partly, *lossy.findings))
         silent_peers = [

@@ -15,7 +15,7 @@ from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import Echo, Loss, PeerReach
 from pyflannel.model.status import Finding, Status
-from pyflannel.plan.doctor.losses import large_loss_findings, loss_findings, wanted_size
+from pyflannel.plan.doctor.losses import is_reported, large_loss_findings, loss_findings, wanted_size
 
 _INTERVAL_S = 0.03
 """Seconds between two probes of a peer. The examination of the host takes longer than ten probes."""
@@ -26,10 +26,24 @@ peers."""
 
 
 class Losses(Struct, frozen=True):
-    """The findings about lost packets, and the peers at which a part of the large packets arrives."""
+    """The findings about lost packets.
+
+    Attributes:
+        passing: the subnets of peers at which a part of the large packets arrives.
+        lossy: the subnets of peers that a finding names.
+    """
 
     findings: tuple[Finding, ...] = ()
     passing: frozenset[IpNetwork] = frozenset()
+    lossy: frozenset[IpNetwork] = frozenset()
+
+    def of_status(self, status: Status) -> Status:
+        """Return the status without the MTUs that flanneld measured on paths which lose packets and have the
+        planned MTU. A lost probe looks like a packet that is too large.
+        """
+        wrong = self.passing & self.lossy
+        paths = (one for one in status.path_mtus if (one.ipv6_subnet or one.subnet) not in wrong)
+        return replace(status, path_mtus=tuple(paths))
 
     def corrected(self, reach: PeerReach, status: Status) -> PeerReach:
         """Return the results for a peer. If large packets arrive sometimes, the path has the planned MTU."""
@@ -52,9 +66,15 @@ async def losses_to(
     peers = sample_of(status, leases)
     with contextlib.suppress(TargetError):
         small, large = await asyncio.gather(_small_losses(status, peers), _large_losses(status, peers, reach))
-        lossy = {one: loss for one, loss in large.items() if loss.lost < loss.sent and one not in small}
+        reported = {one for one, loss in small.items() if is_reported(loss)}
+        lossy = {one: loss for one, loss in large.items() if loss.lost < loss.sent and one not in reported}
+        reported |= {one for one, loss in lossy.items() if is_reported(loss)}
         found = (*loss_findings(small, len(peers)), *large_loss_findings(lossy, status, len(peers)))
-        return Losses(found, frozenset(one.subnet for one, loss in large.items() if loss.lost < loss.sent))
+        return Losses(
+            findings=found,
+            passing=frozenset(one.subnet for one, loss in large.items() if loss.lost < loss.sent),
+            lossy=frozenset(one.subnet for one in reported),
+        )
     return Losses()
 
 
@@ -83,6 +103,7 @@ async def _large_losses(
         and one.path_mtu is not None
         and one.path_mtu < (wanted_size(status, one.subnet) or 0)
     }
+    narrow |= {one.ipv6_subnet or one.subnet for one in status.path_mtus if not one.is_routed}
     again = {
         one: echo
         for one, echo in echoes.items()

@@ -470,6 +470,17 @@ def test_a_path_has_the_mtu_of_large_packets_that_arrive_sometimes(
     assert corrected.path_mtu == expected
 
 
+def test_a_path_that_loses_packets_has_no_measured_mtu() -> None:
+    """A lost probe of flanneld looks like a packet that is too large."""
+    paths = (narrow(1, 90, is_routed=False), narrow(2, 90, is_routed=False), narrow(3, 90, is_routed=False))
+    status = replace(STATUS, path_mtus=paths)
+    one, two, three = (path.subnet for path in paths)
+    losses = Losses(passing=frozenset({one, two}), lossy=frozenset({one, three}))
+
+    assert losses.of_status(status).path_mtus == paths[1:]
+    assert Losses().of_status(status) == status
+
+
 def test_silent_peers_are_a_consequence_of_a_rule_that_drops_the_replies_to_probes() -> None:
     fault = replace(DROPPED, code="probe-dropped", severity="warning")
 

@@ -13,12 +13,17 @@ _LOSS = 0.15
 """Minimum part of lost probes that is reported as a finding."""
 
 
+def is_reported(loss: Loss) -> bool:
+    """Return whether so many probes are lost that this is a finding."""
+    return loss.lost >= loss.sent * _LOSS
+
+
 def loss_findings(losses: Mapping[LeaseEntry, Loss], probed: int) -> Iterator[Finding]:
     """Yield the finding that a part of the packets to peers is lost.
 
     `losses`: the peers with lost probes. `probed`: number of probed peers.
     """
-    lossy = {peer: loss for peer, loss in losses.items() if loss.lost >= loss.sent * _LOSS}
+    lossy = {peer: loss for peer, loss in losses.items() if is_reported(loss)}
     if lossy:
         address = next(iter(lossy)).public_ip
         yield Finding(
@@ -41,7 +46,7 @@ def large_loss_findings(losses: Mapping[LeaseEntry, Loss], status: Status, probe
 
     `losses`: the peers with lost probes of the planned size. `probed`: number of probed peers.
     """
-    lossy = {peer: loss for peer, loss in losses.items() if loss.lost >= loss.sent * _LOSS}
+    lossy = {peer: loss for peer, loss in losses.items() if is_reported(loss)}
     if lossy:
         peer = next(iter(lossy))
         size = (wanted_size(status, peer.subnet) or 0) - _ECHO_HEADERS[peer.public_ip.version]
