@@ -15,7 +15,13 @@ from pyflannel.model.lease import LeaseEntry
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.probe import Echo, Loss, PeerReach
 from pyflannel.model.status import Finding, Status
-from pyflannel.plan.doctor.losses import is_reported, large_loss_findings, loss_findings, wanted_size
+from pyflannel.plan.doctor.losses import (
+    is_reported,
+    large_loss_findings,
+    large_losses,
+    loss_findings,
+    wanted_size,
+)
 
 _INTERVAL_S = 0.03
 """Seconds between two probes of a peer. The examination of the host takes longer than ten probes."""
@@ -66,9 +72,8 @@ async def losses_to(
     peers = sample_of(status, leases)
     with contextlib.suppress(TargetError):
         small, large = await asyncio.gather(_small_losses(status, peers), _large_losses(status, peers, reach))
-        reported = {one for one, loss in small.items() if is_reported(loss)}
-        lossy = {one: loss for one, loss in large.items() if loss.lost < loss.sent and one not in reported}
-        reported |= {one for one, loss in lossy.items() if is_reported(loss)}
+        lossy = large_losses(small, large)
+        reported = {one for some in (small, lossy) for one, loss in some.items() if is_reported(loss)}
         found = (*loss_findings(small, len(peers)), *large_loss_findings(lossy, status, len(peers)))
         return Losses(
             findings=found,

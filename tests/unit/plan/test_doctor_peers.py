@@ -22,7 +22,7 @@ from pyflannel.model.probe import (
 from pyflannel.model.route import RouteAnswer
 from pyflannel.model.status import BackendStatus, Finding, RefusedPeer, Status, StoreStatus
 from pyflannel.plan.doctor.host_routes import HostRoutes, detour
-from pyflannel.plan.doctor.losses import large_loss_findings, loss_findings
+from pyflannel.plan.doctor.losses import large_loss_findings, large_losses, loss_findings
 from pyflannel.plan.doctor.observed import BadNeighbour
 from pyflannel.plan.doctor.peers import (
     is_cut_off,
@@ -468,6 +468,23 @@ def test_a_path_has_the_mtu_of_large_packets_that_arrive_sometimes(
     corrected = Losses((), passing).corrected(reach(16, REACHED, REACHED, 84), status)
 
     assert corrected.path_mtu == expected
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "is_named"),
+    [
+        (None, Loss(30, 19), True),
+        (Loss(20, 1), Loss(30, 19), True),
+        (Loss(20, 3), Loss(30, 19), False),
+        (None, Loss(30, 30), False),
+    ],
+)
+def test_few_lost_small_packets_do_not_hide_the_loss_of_large_packets(
+    small: Loss | None, large: Loss, is_named: bool
+) -> None:
+    losses = large_losses({} if small is None else {PEER: small}, {PEER: large})
+
+    assert losses == ({PEER: large} if is_named else {})
 
 
 def test_a_path_that_loses_packets_has_no_measured_mtu() -> None:

@@ -18,6 +18,19 @@ def is_reported(loss: Loss) -> bool:
     return loss.lost >= loss.sent * _LOSS
 
 
+def large_losses(
+    small: Mapping[LeaseEntry, Loss], large: Mapping[LeaseEntry, Loss]
+) -> dict[LeaseEntry, Loss]:
+    """Return the losses of large packets to peers at which some arrive, unless the loss of small packets is a
+    finding itself. A few lost small packets do not explain that most large packets are lost.
+    """
+    return {
+        one: loss
+        for one, loss in large.items()
+        if loss.lost < loss.sent and not (one in small and is_reported(small[one]))
+    }
+
+
 def loss_findings(losses: Mapping[LeaseEntry, Loss], probed: int) -> Iterator[Finding]:
     """Yield the finding that a part of the packets to peers is lost.
 
