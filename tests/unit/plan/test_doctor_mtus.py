@@ -166,3 +166,21 @@ def test_the_ipv6_address_of_a_bridge_that_lost_it_is_added_again() -> None:
     ((_, _, fix),) = found(replace(seen, status=replace(seen.status, lease=lease)))
 
     assert fix.endswith("; ip address add fd00:0:0:1::1/64 dev docker0")
+
+
+def test_containers_that_are_too_large_since_the_mtu_of_the_underlay_was_lowered_name_the_underlay() -> None:
+    """With Docker's default, 1500, the containers never had the MTU of the network."""
+    assert HEALTHY.status.backend is not None
+    assert HEALTHY.status.underlay is not None
+    status = replace(
+        HEALTHY.status,
+        backend=replace(HEALTHY.status.backend, mtu=1050),
+        underlay=replace(HEALTHY.status.underlay, mtu=1100),
+    )
+
+    lowered, default = (findings(replace(at_bridge((size, size)), status=status))[0] for size in (1450, 1500))
+
+    assert (lowered.code, default.code) == ("container-mtu", "container-mtu")
+    assert lowered.evidence == ("eth0 has MTU 1100", "veth0 has MTU 1450")
+    assert lowered.fix.startswith("ip link set eth0 mtu 1500  # or, if 1100 is intended: mk-docker-opts")
+    assert default.fix.startswith("mk-docker-opts")

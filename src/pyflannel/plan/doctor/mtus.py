@@ -5,7 +5,7 @@ from shlex import quote
 from typing import NamedTuple
 
 from pyflannel.model.host import Interface
-from pyflannel.model.status import Finding
+from pyflannel.model.status import Finding, UnderlayStatus
 from pyflannel.plan.doctor.observed import (
     DOCKER_FIX,
     NAMED,
@@ -215,14 +215,31 @@ def _larger(seen: Observed) -> Iterator[Finding]:
             for port, size in ports.items()
             if mtu is not None and size > mtu and port not in named_ports
         }
-        if large:
+        if large and mtu is not None:
+            cause = f"containers on {bridge} send packets larger than the MTU of the network, {mtu} bytes"
+            evidence, fix = [f"{port} has MTU {size}" for port, size in large.items()], DOCKER_FIX
+            underlay = seen.status.underlay
+            before = None if underlay is None else _former_mtu(underlay, mtu, large.values())
+            if underlay is not None and before is not None:
+                cause += f", which follows from the MTU of {underlay.link}"
+                evidence = [f"{underlay.link} has MTU {underlay.mtu}", *evidence]
+                lowered = f"ip link set {quote(underlay.link)} mtu {before}"
+                fix = f"{lowered}  # or, if {underlay.mtu} is intended: {fix}"
             yield Finding(
-                code="container-mtu",
-                severity="warning",
-                cause=f"containers on {bridge} send packets larger than the MTU of the network, {mtu} bytes",
-                evidence=some([f"{port} has MTU {size}" for port, size in large.items()]),
-                fix=DOCKER_FIX,
+                code="container-mtu", severity="warning", cause=cause, evidence=some(evidence), fix=fix
             )
+
+
+def _former_mtu(underlay: UnderlayStatus, mtu: int, sizes: Iterable[int]) -> int | None:
+    """Return the MTU of the underlay at which these sizes of containers were the MTU of the network; None if
+    that is no usual MTU, so that the containers never had the MTU of the network.
+    """
+    former = {size - mtu + underlay.mtu for size in sizes}
+    return next((one for one in _USUAL_MTUS if former == {one}), None)
+
+
+_USUAL_MTUS = (1500, 9000)
+"""MTUs of Ethernet: the default, and with jumbo frames."""
 
 
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
