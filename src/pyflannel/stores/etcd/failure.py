@@ -62,7 +62,8 @@ _NOT_LET_IN = (
 )
 _NO_PORT = (
     "This host has no free local port or address. Check with: sysctl net.ipv4.ip_local_port_range"
-    " net.ipv4.ip_local_reserved_ports; ss -s"
+    " net.ipv4.ip_local_reserved_ports; ss -s. The defaults of the kernel: sysctl -w"
+    " 'net.ipv4.ip_local_port_range=32768 60999' net.ipv4.ip_local_reserved_ports="
 )
 _NO_TLS = "If etcd serves without TLS, use http:// (or etcd://)."
 
