@@ -402,8 +402,9 @@ _MARKS_ASKED = 4
 async def _marked_answers(
     status: Status, membership: Membership, bridge: str | None, rules: tuple[str, ...]
 ) -> tuple[RouteAnswer, ...]:
-    """Return the routes of a packet to the first peer, once for each mark that a policy rule selects."""
-    own, peer = membership.subnet, next(iter(membership.peers), None)
+    """Return the routes of a packet to the first planned peer, for each mark that a policy rule selects."""
+    refused = {peer.subnet for peer in status.refused_peers}
+    own, peer = membership.subnet, next((one for one in membership.peers if one not in refused), None)
     if own is None or peer is None or bridge is None or not status.is_live:
         return ()
     marking = [rule for rule in rules if mark_of(rule)][:_MARKS_ASKED]

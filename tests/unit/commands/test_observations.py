@@ -1,13 +1,22 @@
 """The observations of a host."""
 
+import asyncio
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from typing import Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec.structs import replace
 
+from pyflannel.commands import observations
 from pyflannel.commands.observations import certificates_for
+from pyflannel.model.network_config import IpAddress
+from pyflannel.model.status import RefusedPeer
+from testlab.healthy_host import HEALTHY
 
 
 def certificate(ends: int) -> str:
@@ -43,3 +52,25 @@ def test_the_certificates_of_etcd_are_read_from_the_files_in_the_url(tmp_path: P
 def test_a_store_without_certificates_has_none() -> None:
     for url in ("etcd://10.0.0.1/x", "kube:", "sqlite:///leases.db", "etcds://h/x?cafile=/none", "no URL"):
         assert certificates_for(url) == ()
+
+
+def test_the_kernel_is_asked_about_marked_packets_to_a_planned_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has no route to the subnet of a refused peer, and may use the default route."""
+    asked: list[IpAddress] = []
+
+    async def ask_route(way: str, destination: IpAddress, **_: Any) -> None:
+        asked.append(destination)
+
+    monkeypatch.setattr(observations, "ask_route", ask_route)
+    subnet, address = IPv4Network("10.100.0.0/24"), IPv4Address("192.0.2.1")
+    refused = RefusedPeer(subnet=subnet, public_ip=address, reason="it is not on the link")
+    status = replace(HEALTHY.status, refused_peers=(refused,))
+    peers = {subnet: address, **HEALTHY.membership.peers}
+    membership = replace(HEALTHY.membership, peers=peers)
+    planned = next(iter(HEALTHY.membership.peers)).network_address + 2
+
+    asyncio.run(
+        observations._marked_answers(status, membership, "docker0", ("146: from all fwmark 0x24 lookup 184",))
+    )
+
+    assert asked == [planned]
