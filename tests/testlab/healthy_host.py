@@ -14,7 +14,7 @@ from pyflannel.model.status import (
     UnderlayStatus,
 )
 from pyflannel.plan.doctor.findings import findings
-from pyflannel.plan.doctor.observed import Observed
+from pyflannel.plan.doctor.observed import DockerEngine, Observed
 from pyflannel.wire.iptables import parse_save
 from pyflannel.wire.iptables_ruleset import ruleset_of
 
@@ -48,6 +48,7 @@ HEALTHY = Observed(
     interfaces=Interfaces(interfaces=LINKS),
     on_link=(IPv4Network("10.0.0.0/24"),),
     ports={"docker0": {}},
+    docker=DockerEngine(pid=40),
     answers=(
         RouteAnswer(way="container out", destination=PEER.network_address + 2, text="", link="flannel.1"),
     ),

@@ -87,3 +87,16 @@ def test_an_engine_that_is_stopped_or_hangs_is_named(engine: DockerEngine, evide
 
 def test_an_engine_that_answers_is_no_finding() -> None:
     assert findings(replace(HEALTHY, docker=DockerEngine(pid=7))) == ()
+
+
+def test_a_bridge_of_docker_that_remained_without_an_engine_is_named() -> None:
+    """Ports of docker0 belong to containers of a running engine, or of another program."""
+    seen = replace(HEALTHY, docker=None)
+
+    (ended,) = findings(seen)
+
+    assert (ended.code, ended.severity, ended.fix) == ("docker-away", "warning", "systemctl start docker")
+    assert ended.evidence[0] == "ip address show docker0: 10.100.15.1/24"
+    assert findings(replace(seen, docker=DockerEngine(pid=7))) == ()
+    assert findings(replace(seen, ports={"docker0": {"veth1": 1450}})) == ()
+    assert findings(replace(seen, ports={"br0": {}})) == ()

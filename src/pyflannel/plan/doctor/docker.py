@@ -71,6 +71,8 @@ def _docker_drops(seen: Observed) -> Iterator[Finding]:
 def _engine(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that the Docker engine is stopped or hangs. Running containers keep their network."""
     engine = seen.docker
+    if engine is None:
+        yield from _ended(seen)
     if engine is None or not seen.is_first or not (engine.is_stopped or engine.hangs_s is not None):
         return
     yield Finding(
@@ -89,5 +91,26 @@ def _engine(seen: Observed) -> Iterator[Finding]:
         else f"kill -USR1 {engine.pid}  # dockerd then logs where it waits; after that, restart Docker",
     )
 
+
+def _ended(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that the Docker engine ended.
+
+    The engine removes the ports of its containers, and docker0 remains with its address.
+    """
+    docker0, own = seen.interfaces.named(_DOCKER0), seen.membership.subnet
+    if docker0 is None or own is None or not seen.is_first or seen.ports.get(_DOCKER0) != {}:
+        return
+    held = [str(one.address) for one in docker0.addresses if one.address.ip in own]
+    if held:
+        yield Finding(
+            code="docker-away",
+            severity="warning",
+            cause="no Docker engine runs, and docker0 has no containers",
+            evidence=(f"ip address show {_DOCKER0}: {held[0]}", "no process of this host is dockerd"),
+            fix="systemctl start docker",
+        )
+
+
+_DOCKER0 = "docker0"
 
 CHECKS = (_docker_drops, _engine)
