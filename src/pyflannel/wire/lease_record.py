@@ -22,7 +22,7 @@ from pyflannel.model.lease_set import LARGEST
 from pyflannel.model.network_config import IpNetwork
 from pyflannel.model.store_record import Record
 from pyflannel.wire.json_values import LONGEST as LONGEST_CONFIG
-from pyflannel.wire.json_values import format_ipv6, parse_dotted, parse_ipv6
+from pyflannel.wire.json_values import parse_dotted
 from pyflannel.wire.lease_json import (
     LONGEST_LEASE,
     format_claim,
@@ -90,12 +90,12 @@ def _ipv4_subnet(address: str, length: str) -> IPv4Network:
 
 
 def _ipv6_subnet(address: str, length: str) -> IPv6Network:
-    subnet = IPv6Network((int(parse_ipv6(address)), int(length)))
+    subnet = IPv6Network(f"{address}/{length}")
     if subnet.prefixlen > _LONGEST_IPV6:
         raise ValueError(f"{subnet} is a single address")
     if subnet.network_address.ipv4_mapped is not None:
         raise ValueError(f"{subnet} is IPv4-mapped")
-    if format_ipv6(subnet.network_address) != address:
+    if str(subnet.network_address) != address:
         raise ValueError(f"{address} must be written as {subnet.network_address}")
     return subnet
 
