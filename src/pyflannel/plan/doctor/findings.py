@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor import (
     addresses,
+    container_routes,
     containers,
     daemon,
     docker,
@@ -41,6 +42,7 @@ _CHECKS = (
     *addresses.CHECKS,
     *containers.CHECKS,
     *masquerading.CHECKS,
+    *container_routes.CHECKS,
     *mtus.CHECKS,
     *inside.CHECKS,
     *ipsec.CHECKS,
