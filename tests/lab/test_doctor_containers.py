@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_interface
 from typing import Any, NamedTuple
 
 import pytest
@@ -223,6 +223,34 @@ def test_the_command_repairs_the_way_to_a_container(healthy: Pair, fault: str, c
     found = healthy.findings()
 
     assert list(found) == [code]
+    host.run(["sh", "-c", found[code]["fix"]])
+    assert healthy.findings() == {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("ip route add unreachable {peer}", "container-route"),
+        ("ip -6 route add blackhole {peer_ipv6}", "container-route"),
+        ("ip rule add from {a} to {peer} priority 99 prohibit", "container-route"),
+        ("ip route add {peer} via {unused}", "container-gateway"),
+        (
+            "ip address add 192.0.2.5/32 dev eth0; ip route replace default via {gateway} src 192.0.2.5",
+            "container-source",
+        ),
+    ],
+)
+def test_a_route_in_a_container_that_stops_packets_to_a_peer_is_named(
+    overlay: Overlay, healthy: Pair, fault: str, code: str
+) -> None:
+    host, (gateway, _), lease = healthy.host, healthy.gateways(), overlay.hosts["docker2"].subnet_env()
+    peer, peer_ipv6 = (ip_interface(lease[f"FLANNEL_{family}SUBNET"]).network for family in ("", "IPV6_"))
+    names = {"a": healthy.one.address, "unused": gateway + 12, "gateway": gateway}
+    healthy.one.run(["sh", "-c", fault.format(peer=peer, peer_ipv6=peer_ipv6, **names)])
+
+    found = healthy.findings()
+
+    assert {one: found[one]["severity"] for one in found} == {code: "warning"}
     host.run(["sh", "-c", found[code]["fix"]])
     assert healthy.findings() == {}
 

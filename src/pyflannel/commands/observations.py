@@ -22,11 +22,9 @@ from pyflannel.commands.host_links import (
 from pyflannel.commands.local_daemon import daemon_process, last_known, may_ask, open_files
 from pyflannel.commands.membership import addresses_of, known_networks, membership_in
 from pyflannel.commands.observed_containers import (
+    examined_containers,
     indexes_of,
     silent_ports_of,
-    with_answers,
-    with_filters,
-    with_links,
 )
 from pyflannel.commands.reach import bridge_address, neighbours_of_host, peers_of
 from pyflannel.errors import TargetError, UsageError, WireError
@@ -226,12 +224,7 @@ async def observe_family(
         docker_drops=docker_drops(host.saved, await docker_table(family), family),
         mark=places.mark,
         published_mac=_published_mac(places, family),
-        containers=await with_filters(
-            await with_answers(
-                await with_links(host.containers, membership.subnet, indexes_of(interfaces, bridges)),
-                membership.subnet,
-            )
-        ),
+        containers=await examined_containers(host.containers, membership, indexes_of(interfaces, bridges)),
         lost_stores=lost_stores(status),
         certificates=() if status.store is None else certificates_for(status.store.url),
         now=time.time(),

@@ -391,10 +391,15 @@ def test_a_container_that_refuses_packets_for_other_hosts_is_named() -> None:
     )
 
     one = found(replace(HEALTHY, containers=(container,)))
+    every = replace(container, routes=(LOCAL, replace(refused, destination=IPv4Network("0.0.0.0/0"))))
+    isolated = found(replace(HEALTHY, containers=(every,)))
 
-    assert one.code == "container-route"
-    assert one.evidence == ("10.100.15.2, nginx, pid 7, refuses packets to 10.100.0.0/16",)
-    assert one.fix.startswith("nsenter --net --target 7 ip -4 route  #")
+    assert (one.code, one.severity) == ("container-route", "warning")
+    assert one.evidence == ("nginx, pid 7: ip -4 route show 10.100.0.0/16: refuses packets",)
+    assert one.fix == "nsenter --net --target 7 ip -4 route delete 10.100.0.0/16"
+    assert (isolated.code, isolated.severity) == ("container-route", "info")
+    assert isolated.evidence == ("10.100.15.2, nginx, pid 7, refuses packets to 0.0.0.0/0",)
+    assert isolated.fix.startswith("nsenter --net --target 7 ip -4 route  #")
 
 
 def test_a_container_with_a_wrong_gateway_is_named() -> None:

@@ -4,14 +4,15 @@ import contextlib
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pyflannel.errors import TargetError, WireError
 from pyflannel.kernel.host.namespace_settings import read_settings
 from pyflannel.kernel.network.netlink_socket import RequestSocket
-from pyflannel.plan.doctor.observed import NamespaceSettings
+from pyflannel.model.network_config import IpAddress
+from pyflannel.plan.doctor.observed import InnerAnswer, NamespaceSettings
 from pyflannel.wire.netlink.addresses import AddressRecord, dump_addresses, parse_address_message
 from pyflannel.wire.netlink.bridges import dump_learned, parse_learned
 from pyflannel.wire.netlink.links import (
@@ -24,6 +25,7 @@ from pyflannel.wire.netlink.links import (
 )
 from pyflannel.wire.netlink.message import Message
 from pyflannel.wire.netlink.neighbours import NeighbourRecord, dump_neighbours, parse_neighbour
+from pyflannel.wire.netlink.routes import UNICAST, look_up_route, parse_route
 from pyflannel.wire.netlink.tc import (
     EGRESS,
     INGRESS,
@@ -74,6 +76,7 @@ class ReadNamespace(NamedTuple):
         filtered: the indexes of links with filters of traffic control.
         programs: the indexes of links with eBPF programs in these filters, with their direction.
         settings: its sysctls; None if they are unreadable.
+        answers: the answers of the kernel to the questions, in their order.
     """
 
     links: dict[int, LinkRecord]
@@ -82,10 +85,18 @@ class ReadNamespace(NamedTuple):
     filtered: frozenset[int] = frozenset()
     programs: Sequence[tuple[int, str]] = ()
     settings: NamespaceSettings | None = None
+    answers: Sequence[InnerAnswer] = ()
 
 
-async def read_namespace(pid: int) -> ReadNamespace | None:
-    """Return the state of the network namespace of a process; None if it cannot be read."""
+Question = tuple[IpAddress, IpAddress | None]
+"""The destination of a packet, and its source; None if the kernel chooses the source."""
+
+
+async def read_namespace(pid: int, questions: Iterable[Question] = ()) -> ReadNamespace | None:
+    """Return the state of the network namespace of a process; None if it cannot be read.
+
+    `questions`: the packets for whose routes the kernel is asked.
+    """
     with contextlib.suppress(OSError, TargetError):
         opened, settings = in_namespace_of(pid, lambda: (RequestSocket(), read_settings()))
         with contextlib.closing(opened) as requests:
@@ -104,8 +115,29 @@ async def read_namespace(pid: int) -> ReadNamespace | None:
                     if await requests.dump(dump_filters(link, parent), parse_filter)
                 ],
                 settings=settings,
+                answers=[
+                    await _answer(requests, question, {link.index: link.name for link in links})
+                    for question in questions
+                ],
             )
     return None
+
+
+async def _answer(requests: RequestSocket, question: Question, names: Mapping[int, str]) -> InnerAnswer:
+    destination, source = question
+    answer = await requests.ask(look_up_route(destination, source))
+    if not isinstance(answer, Message):
+        return InnerAnswer(destination=destination, asked_source=source, error=os.strerror(answer.errno))
+    route = parse_route(answer.body)
+    is_sent = route is not None and route.kind == UNICAST
+    return InnerAnswer(
+        destination=destination,
+        asked_source=source,
+        link=names.get(route.index, "") if route is not None else "",
+        gateway=route.gateway if route is not None else None,
+        source=route.source if route is not None and source is None else None,
+        error="" if is_sent else "the packet does not leave the namespace",
+    )
 
 
 _WITH_FILTERS = frozenset({"clsact", "ingress"})

@@ -71,9 +71,14 @@ def detour(routes: HostRoutes) -> Detour | None:
     """Return the route or the rule by which the kernel does not send a packet directly; None if the packet
     is sent, or no such route is known. The table local precedes the rules, and these the table main.
     """
+    return deciding_route(routes) if routes.is_wrong else None
+
+
+def deciding_route(routes: HostRoutes) -> Detour | None:
+    """Return the route of another program in the table local, the policy rule, or the refusing route or route
+    by a gateway in the table main that decides about a packet; None if no such route is known.
+    """
     destination, text = routes.answer.destination, routes.answer.text
-    if not routes.is_wrong:
-        return None
     show = f"ip -{destination.version} route"
     for route in (one for one in routes.tables.get("local", ()) if " proto kernel" not in one):
         return Detour((f"{show} show table local: {route}", text), f"{show} delete {route} table local")

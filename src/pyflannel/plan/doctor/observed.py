@@ -71,6 +71,10 @@ class ContainerLink(Struct, frozen=True, kw_only=True):
     programs: tuple[str, ...] = ()
     has_filters: bool = False
 
+    def addresses_in(self, subnet: IpNetwork) -> list[IpAddress]:
+        """Return the addresses of the link in a subnet."""
+        return [address for address in self.addresses if address in subnet]
+
 
 class NamespaceSettings(Struct, frozen=True, kw_only=True):
     """The sysctls in the namespace of a container that stop its own packets.
@@ -122,6 +126,37 @@ class ContainerRoute(Struct, frozen=True, kw_only=True):
     is_refused: bool = False
 
 
+class InnerAnswer(Struct, frozen=True, kw_only=True):
+    """The answer of the kernel about the route of a packet of a container to another host.
+
+    Attributes:
+        asked_source: source of the packet; None if the kernel chooses it.
+        link: link by which the packet leaves; "" if the kernel does not send it.
+        source: the source that the kernel chooses; None if the packet has a source.
+        error: error of the kernel in words; "" if the kernel sends the packet.
+    """
+
+    destination: IpAddress
+    asked_source: IpAddress | None = None
+    link: str = ""
+    gateway: IpAddress | None = None
+    source: IpAddress | None = None
+    error: str = ""
+
+
+class RouteTables(Struct, frozen=True, kw_only=True):
+    """The policy rules and routes from which the kernel chooses for a packet of a container.
+
+    Attributes:
+        rules: policy rules of other programs, as `ip rule` lists them.
+        tables: for each table that was read, its routes to the destination, the most specific first.
+    """
+
+    destination: IpAddress
+    rules: tuple[str, ...]
+    tables: Mapping[str, tuple[str, ...]]
+
+
 class ContainerNamespace(Struct, frozen=True, kw_only=True):
     """Another network namespace of this machine, which may belong to a container.
 
@@ -133,6 +168,8 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         routes: the routes of the namespace, of both families.
         links: links in this host's subnet, or at a bridge in this subnet; empty if they were not read.
         set_neighbours: permanent neighbour entries of both families; empty if they were not read.
+        answers: answers of the kernel about packets to other hosts; empty if the kernel was not asked.
+        route_tables: policy rules and routes for some packets whose answer is unusual.
         silent: addresses of the namespace that did not answer an ICMP echo request of this host.
         ruleset: the rules of netfilter in the namespace; empty if they were not read.
         policies: the IPsec policies in the namespace; empty if they were not read.
@@ -148,6 +185,8 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
     routes: tuple[ContainerRoute, ...] = ()
     links: tuple[ContainerLink, ...] = ()
     set_neighbours: tuple[SetNeighbour, ...] = ()
+    answers: tuple[InnerAnswer, ...] = ()
+    route_tables: tuple[RouteTables, ...] = ()
     silent: frozenset[IpAddress] = frozenset()
     ruleset: Ruleset = ()
     policies: tuple[IpsecPolicy, ...] = ()

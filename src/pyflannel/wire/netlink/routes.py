@@ -57,6 +57,7 @@ _ONLINK = 0x4  # RTNH_F_ONLINK
 _CLONED = 0x200  # RTM_F_CLONED marks a cache entry, which is not a route
 
 _DESTINATION = 1
+_SOURCE = 2
 _LINK = 4
 _GATEWAY = 5
 _METRIC = 6
@@ -116,12 +117,18 @@ def dump_routes(family: int) -> Request:
     return Request(GET, DUMP, _LAYOUT.pack(family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0))
 
 
-def look_up_route(address: IPv4Address | IPv6Address) -> Request:
+def look_up_route(
+    address: IPv4Address | IPv6Address, source: IPv4Address | IPv6Address | None = None
+) -> Request:
     """Return the request for the route of the host's own packets to an address. The kernel sends no
     packet.
+
+    `source`: the source address of the packets; None if the kernel chooses it.
     """
-    header = _LAYOUT.pack(family_of(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-    return Request(GET, 0, header + attribute(_DESTINATION, address.packed))
+    length = address.max_prefixlen
+    header = _LAYOUT.pack(family_of(address), length, length if source else 0, 0, 0, 0, 0, 0, 0)
+    ends = attribute(_DESTINATION, address.packed) + (attribute(_SOURCE, source.packed) if source else b"")
+    return Request(GET, 0, header + ends)
 
 
 def glance_at_route(body: bytes) -> RouteGlance | None:
