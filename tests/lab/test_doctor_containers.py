@@ -303,6 +303,8 @@ def test_a_policy_rule_for_a_mark_that_a_filter_rule_sets_is_named(healthy: Pair
         "nft 'table inet fw { chain in { type filter hook input priority 0; policy drop; }; }'",
         "ip xfrm policy add src 0.0.0.0/0 dst 0.0.0.0/0 dir in action block",
         "ip xfrm policy setdefault out block",
+        "ip xfrm policy add dir out src 0.0.0.0/0 dst 10.100.0.0/16 proto tcp action block",
+        "iptables -A OUTPUT -p tcp -j DROP",
     ],
 )
 def test_a_rule_inside_a_container_that_drops_packets_is_named(healthy: Pair, command: str) -> None:

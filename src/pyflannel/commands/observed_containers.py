@@ -18,10 +18,10 @@ from pyflannel.kernel.host.packet_path import (
     taking_filters,
 )
 from pyflannel.kernel.network.echo import send_echoes
-from pyflannel.kernel.network.ipsec import policies_in
+from pyflannel.kernel.network.ipsec import has_filters, policies_in
 from pyflannel.kernel.network.namespaces import Question, far_ends, learned_by, read_namespace
 from pyflannel.model.host import Interfaces
-from pyflannel.model.network_config import IpAddress, IpNetwork
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import Echo
 from pyflannel.model.status import Membership
 from pyflannel.plan.doctor.container_routes import PEERS_ASKED, unusual_answer
@@ -55,7 +55,7 @@ async def examined_containers(
     """
     subnet = membership.subnet
     linked = await with_links(found, subnet, ports, [*islice(membership.peers, PEERS_ASKED)])
-    answered = await with_answers(linked, subnet)
+    answered = await with_rules(await with_answers(linked, subnet))
     return await with_route_tables(await with_filters(answered))
 
 
@@ -147,7 +147,7 @@ async def _with_links_of(
 
 
 _CONTAINERS_READ = 4
-"""Maximum number of silent containers whose filter rules are read, and of containers whose filters of traffic
+"""Maximum number of containers whose filter rules are read, and of containers whose filters of traffic
 control are read, which takes about 0.1 s for each."""
 
 _CONTAINER_DEADLINE_S = 0.5
@@ -157,9 +157,7 @@ _CONTAINER_DEADLINE_S = 0.5
 async def with_answers(
     found: tuple[ContainerNamespace, ...], subnet: IpNetwork | None
 ) -> tuple[ContainerNamespace, ...]:
-    """Return the containers. Add the addresses that do not answer this host, and for some of these containers
-    their filter rules and IPsec policies.
-    """
+    """Return the containers. Add the addresses that do not answer this host."""
     own = {
         one.pid: [held for held in one.addresses if subnet is not None and held in subnet] for one in found
     }
@@ -175,16 +173,25 @@ async def with_answers(
         for one in found
         if silent.intersection(own[one.pid])
     }
-    for pid in [*quiet][:_CONTAINERS_READ]:
-        quiet[pid] = await _with_rules(quiet[pid])
     return tuple(quiet.get(one.pid, one) for one in found)
 
 
-async def _with_rules(container: ContainerNamespace) -> ContainerNamespace:
-    families = sorted({address.version for address in container.silent})
-    with programs_in_namespace_of(container.pid):
-        read = await read_ruleset(families)
-    return replace(container, ruleset=read.ruleset, policies=await policies_in(container.pid))
+async def with_rules(found: tuple[ContainerNamespace, ...]) -> tuple[ContainerNamespace, ...]:
+    """Return the containers. Add the IPsec policies of those whose links were read, and for some the filter
+    rules, first for those that do not answer.
+    """
+    known = {
+        one.pid: replace(one, policies=await policies_in(one.pid))
+        for one in [one for one in found if one.links][:PROBED]
+    }
+    read = 0
+    for one in sorted(known.values(), key=lambda one: not one.silent):
+        if read < _CONTAINERS_READ and (one.silent or await has_filters(one.pid)):
+            read += 1
+            families: list[Family] = sorted({address.version for address in one.addresses})
+            with programs_in_namespace_of(one.pid):
+                known[one.pid] = replace(one, ruleset=(await read_ruleset(families)).ruleset)
+    return tuple(known.get(one.pid, one) for one in found)
 
 
 async def with_filters(found: tuple[ContainerNamespace, ...]) -> tuple[ContainerNamespace, ...]:

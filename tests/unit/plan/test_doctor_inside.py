@@ -5,7 +5,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 import pytest
 from msgspec.structs import replace
 
-from pyflannel.model.host import Interface, InterfaceAddress, Interfaces, TakingFilter
+from pyflannel.model.host import Interface, InterfaceAddress, Interfaces, IpsecPolicy, TakingFilter
 from pyflannel.model.route import Route
 from pyflannel.model.status import Membership
 from pyflannel.plan.doctor import containers, inside
@@ -17,7 +17,7 @@ from pyflannel.plan.doctor.observed import (
     NamespaceSettings,
     Observed,
 )
-from testlab.healthy_host import HEALTHY, LINKS, OWN
+from testlab.healthy_host import HEALTHY, LINKS, OWN, iptables
 
 ADDRESS = IPv4Address("10.100.15.2")
 
@@ -135,6 +135,40 @@ def test_a_container_without_ipv6_at_a_bridge_with_ipv6_is_named() -> None:
     small = with_container(replace(LINK, has_ipv6=False, mtu=1279))
     assert found(in_ipv6(small)) == []
     assert found(replace(in_ipv6(seen), ports={})) == []
+
+
+EVERY = IPv4Network("0.0.0.0/0")
+BLOCK = IpsecPolicy(direction="out", is_block=True, source=EVERY, destination=EVERY, priority=0, protocol=6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({"policies": (BLOCK,)}, "ip xfrm policy delete src 0.0.0.0/0 dst 0.0.0.0/0 proto tcp dir out"),
+        ({"ruleset": iptables(":OUTPUT ACCEPT", "-A OUTPUT -p tcp -j DROP")}, "iptables -t filter -D OUTPUT"),
+        ({"ruleset": iptables(":INPUT DROP", "-A INPUT -p icmp -j ACCEPT")}, "iptables -t filter -P INPUT"),
+    ],
+)
+def test_a_rule_that_drops_tcp_in_a_container_that_answers_is_named(
+    changes: dict[str, object], command: str
+) -> None:
+    ((code, severity, (line, *_), fix),) = found(with_container(**changes))
+
+    assert (code, severity) == ("container-filter", "warning")
+    assert line.startswith("10.100.15.2, web, pid 7: ")
+    assert fix.startswith(f"nsenter --net --target 7 {command}")
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (":INPUT DROP", "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT"),
+        (":OUTPUT ACCEPT", "-A OUTPUT -p tcp --syn -j DROP"),
+        (":INPUT ACCEPT", "-A INPUT -p tcp --dport 22 -j DROP"),
+    ],
+)
+def test_a_firewall_that_keeps_established_connections_is_no_finding(rules: tuple[str, ...]) -> None:
+    assert found(with_container(ruleset=iptables(*rules))) == []
 
 
 TAKEN = TakingFilter(link="eth0", direction="ingress", priority=5, text="u32 drops", packets=3)

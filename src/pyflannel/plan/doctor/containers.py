@@ -5,6 +5,8 @@ bridges.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from shlex import quote
 
+from msgspec.structs import replace
+
 from pyflannel.model.host import Interfaces
 from pyflannel.model.network_config import Family, IpAddress, is_part
 from pyflannel.model.status import Finding
@@ -258,6 +260,7 @@ def _silent(seen: Observed) -> Iterator[Finding]:
     that containers are silent for an unknown reason.
     """
     peer = next(iter(seen.membership.peers), None)
+    yield from _blocked(seen)
     lines, commands, unknown = list[str](), list[str](), dict[IpAddress, str]()
     for one in seen.containers:
         for address in sorted((held for held in one.silent if held.version == seen.family), key=int):
@@ -286,9 +289,38 @@ def _silent(seen: Observed) -> Iterator[Finding]:
         )
 
 
-def _stops_inside(one: ContainerNamespace, address: IpAddress, there: IpAddress) -> Iterator[tuple[str, str]]:
+def _blocked(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that rules inside containers that answer ICMP echo requests drop TCP.
+
+    IPsec policies are evaluated for new connections. Filter rules are evaluated for established connections,
+    because a container may refuse new connections as intended.
+    """
+    own, peer = seen.membership.subnet, next(iter(seen.membership.peers), None)
+    found: dict[str, str] = {}
+    for one in seen.containers if own is not None and peer is not None else ():
+        for address in sorted((held for held in one.addresses if own is not None and held in own), key=int):
+            if address in one.silent or peer is None:
+                continue
+            for text, command in _stops_inside(one, address, peer.network_address + 2, is_established=True):
+                found[f"{address}, {one.process}: {text}"] = f"nsenter --net --target {one.pid} {command}"
+    if found:
+        yield Finding(
+            code="container-filter",
+            severity="warning",
+            cause="rules inside containers drop packets of TCP connections to other hosts",
+            evidence=some([*found]),
+            fix="; ".join([*dict.fromkeys(found.values())][:NAMED])
+            + "  # or change the program in the container that sets the rules",
+        )
+
+
+def _stops_inside(
+    one: ContainerNamespace, address: IpAddress, there: IpAddress, *, is_established: bool = False
+) -> Iterator[tuple[str, str]]:
     """Yield the rules and policies inside a container that drop packets between it and another container, and
     the commands that remove them.
+
+    `is_established`: True to evaluate filter rules for a packet of an established connection.
     """
     link = next((link.name for link in one.links if address in link.addresses), "eth0")
     inside = Interfaces(policies=one.policies)
@@ -298,11 +330,16 @@ def _stops_inside(one: ContainerNamespace, address: IpAddress, there: IpAddress)
     ):
         for policy in blocking_policies(packet, hooks, inside):
             yield policy_text(policy), policy_removal(policy)
+        if is_established:
+            packet = replace(packet, state="established", tcp_flags=_ACK)
         judgement = judge(packet, one.ruleset, hooks)
         if judgement.chain is not None and judgement.kind in ("drop", "reject"):
             chain, rule = judgement.chain, judgement.rule
             yield listed(chain, rule), removal_of(chain, rule)
 
+
+_ACK = 0x10
+"""The flag of a segment of an established connection (RFC 9293)."""
 
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _neighbours,

@@ -368,6 +368,15 @@ def dump_chains(family: int) -> Request:
     return Request(_kind(_GET_CHAIN), DUMP, _BODY.pack(family, 0, 0))
 
 
+_CHAIN_HOOK, _CHAIN_TYPE = 4, 7  # NFTA_CHAIN_HOOK, NFTA_CHAIN_TYPE
+
+
+def parse_base_type(body: bytes) -> str | None:
+    """Return the type of a base chain, for example `nat`; None for a chain without a hook."""
+    found = attributes(body, _BODY.size)
+    return text(found.get(_CHAIN_TYPE, b"")) if _CHAIN_HOOK in found else None
+
+
 def parse_chain(body: bytes) -> tuple[TableName, Chain, bool]:
     """Return the table, the chain without rules, and whether its policy is to accept."""
     found = attributes(body, _BODY.size)
