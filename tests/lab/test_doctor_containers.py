@@ -318,6 +318,24 @@ def test_a_rule_inside_a_container_that_drops_packets_is_named(healthy: Pair, co
     healthy.host.run(["sh", "-c", found["container-filter"]["fix"]])
 
 
+def test_a_paused_container_is_named(healthy: Pair) -> None:
+    """The kernel still answers pings for it."""
+    host = healthy.host
+    place = "g=/sys/fs/cgroup/freezer; [ -d $g ] || g=/sys/fs/cgroup; "
+    move = "for pid in $(ip netns pids b); do echo $pid > $to/cgroup.procs; done; "
+    freeze = (
+        "cd $to; if [ -e freezer.state ]; then echo FROZEN > freezer.state; else echo 1 > cgroup.freeze; fi"
+    )
+    host.run(["sh", "-ec", f"{place} to=$g/paused-b; mkdir $to; {move} {freeze}"])
+
+    found = healthy.findings()
+    host.run(["sh", "-c", found["container-paused"]["fix"]])
+
+    assert list(found) == ["container-paused"]
+    assert healthy.findings() == {}
+    host.run(["sh", "-ec", f"{place} to=$g; {move} rmdir $g/paused-b"])
+
+
 def test_sysctls_inside_a_container_that_stop_its_packets_are_named(healthy: Pair) -> None:
     """One command per finding repairs the sysctl. IPv6 addresses and routes are lost with IPv6."""
     host, (_, ipv6_gateway) = healthy.host, healthy.gateways()

@@ -97,7 +97,8 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
         ContainerNamespace(
             pid=int(process.name),
             process=_describe(process),
-            container_id=container_in(_read(process / "cgroup")),
+            container_id=container_in(cgroup := _read(process / "cgroup")),
+            frozen=frozen_by(cgroup),
             addresses=frozenset(
                 (
                     *addresses_in(_read(process / "net/fib_trie")),
@@ -120,6 +121,30 @@ def container_in(cgroup: str) -> str:
     """Return the first 12 characters of the ID of a container in /proc/PID/cgroup; "" if there is none."""
     found = _CONTAINER.search(cgroup)
     return "" if found is None else found[1]
+
+
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def frozen_by(cgroup: str, groups: Path = _GROUPS) -> str:
+    """Return the file that shows that a control group of /proc/PID/cgroup is frozen, for example by
+    `docker pause`; "" if none is.
+
+    Version 1 has the file freezer.state, version 2 a line in cgroup.events (cgroup-v1/freezer-subsystem.rst,
+    cgroup-v2.rst). Both are also true if a parent is frozen.
+    """
+    for line in cgroup.split("\n"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        place = path.lstrip("/")
+        if "freezer" in controllers.split(","):
+            state = groups / "freezer" / place / "freezer.state"
+            if _read(state).strip() == "FROZEN":
+                return str(state)
+        elif not controllers and place:
+            for events in (groups / place / "cgroup.events", groups / "unified" / place / "cgroup.events"):
+                if "frozen 1" in _read(events).split("\n"):
+                    return str(events)
+    return ""
 
 
 def addresses_in(fib_trie: str) -> Iterator[IPv4Address]:

@@ -137,6 +137,32 @@ def test_a_container_without_ipv6_at_a_bridge_with_ipv6_is_named() -> None:
     assert found(replace(in_ipv6(seen), ports={})) == []
 
 
+@pytest.mark.parametrize(
+    ("frozen", "container_id", "command"),
+    [
+        ("/sys/fs/cgroup/freezer/docker/1/freezer.state", "0b20cc2d451d", "docker unpause 0b20cc2d451d"),
+        (
+            "/sys/fs/cgroup/m.slice/libpod-1.scope/cgroup.events",
+            "0b20cc2d451d",
+            "podman unpause 0b20cc2d451d",
+        ),
+        (
+            "/sys/fs/cgroup/freezer/a b/freezer.state",
+            "",
+            "echo THAWED > '/sys/fs/cgroup/freezer/a b/freezer.state'",
+        ),
+        ("/sys/fs/cgroup/web/cgroup.events", "", "echo 0 > /sys/fs/cgroup/web/cgroup.freeze"),
+    ],
+)
+def test_a_paused_container_is_named(frozen: str, container_id: str, command: str) -> None:
+    ((code, severity, evidence, fix),) = found(with_container(frozen=frozen, container_id=container_id))
+
+    assert (code, severity) == ("container-paused", "warning")
+    assert evidence == (f"web, pid 7: {frozen} says that the control group is frozen",)
+    assert fix == command
+    assert found(with_container(frozen=frozen, addresses=frozenset())) == []
+
+
 EVERY = IPv4Network("0.0.0.0/0")
 BLOCK = IpsecPolicy(direction="out", is_block=True, source=EVERY, destination=EVERY, priority=0, protocol=6)
 

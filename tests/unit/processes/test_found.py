@@ -15,6 +15,7 @@ from pyflannel.processes.found import (
     container_in,
     find_link_setters,
     find_original,
+    frozen_by,
     ipv6_addresses_in,
     ipv6_routes_in,
     routes_in,
@@ -126,3 +127,24 @@ def test_a_program_whose_command_line_sets_a_link_down_is_found(script: str, is_
 
     assert [one.pid for one in found] == ([pid] if is_found else [])
     assert [(one.pid, one.command) for one in running] == [(pid, f"sh -c {script}")]
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "file", "running", "frozen"),
+    [
+        ("9:cpu:/\n6:freezer:/docker/ab\n0::/\n", "freezer/docker/ab/freezer.state", "THAWED", "FROZEN"),
+        ("0::/docker/ab\n", "docker/ab/cgroup.events", "populated 1\nfrozen 0", "populated 1\nfrozen 1"),
+        ("6:freezer:/\n0::/ab\n", "unified/ab/cgroup.events", "populated 1\nfrozen 0", "frozen 1"),
+    ],
+)
+def test_a_frozen_control_group_is_found(
+    tmp_path: Path, cgroup: str, file: str, running: str, frozen: str
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{running}\n")
+    assert frozen_by(cgroup, tmp_path) == ""
+    path.write_text(f"{frozen}\n")
+
+    assert frozen_by(cgroup, tmp_path) == str(path)
+    assert frozen_by("", tmp_path) == frozen_by("broken", tmp_path) == ""

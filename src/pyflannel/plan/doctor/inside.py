@@ -29,6 +29,36 @@ def _setting(one: ContainerNamespace, name: str, value: int | str, right: int | 
     return _Stop(one, f"{name} = {value}", f"sysctl -w {quote(f'{name}={right}')}")
 
 
+def _paused(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that the processes of containers are paused. The kernel still answers ICMP echo
+    requests for them.
+    """
+    own = seen.membership.subnet
+    paused = {
+        f"{one.process}: {one.frozen}": _unpaused(one)
+        for one in seen.containers
+        if one.frozen and own is not None and any(held in own for held in one.addresses)
+    }
+    if paused:
+        yield Finding(
+            code="container-paused",
+            severity="warning",
+            cause="containers are paused, so their programs answer nothing",
+            evidence=some([f"{line} says that the control group is frozen" for line in paused]),
+            fix="; ".join([*dict.fromkeys(paused.values())][:NAMED]),
+        )
+
+
+def _unpaused(one: ContainerNamespace) -> str:
+    """Return the command that lets the processes of a container run again."""
+    if one.container_id:
+        return f"{'podman' if '/libpod' in one.frozen else 'docker'} unpause {one.container_id}"
+    place, _, name = one.frozen.rpartition("/")
+    if name == "freezer.state":
+        return f"echo THAWED > {quote(one.frozen)}"
+    return f"echo 0 > {quote(f'{place}/cgroup.freeze')}"
+
+
 def _ports(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that the kernel finds no local port for connections of containers."""
     stops = []
@@ -189,6 +219,7 @@ def _programs(seen: Observed) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
+    _paused,
     _ports,
     _ttls,
     _without_ipv6,

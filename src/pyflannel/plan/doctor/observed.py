@@ -164,6 +164,7 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
         pid: ID of a process in the namespace.
         process: description of this process.
         container_id: first 12 characters of the ID that an engine gave the container; "" without an engine.
+        frozen: the file that shows that the control group of the process is frozen; "" if it is not.
         addresses: addresses of the namespace, of both families.
         routes: the routes of the namespace, of both families.
         links: links in this host's subnet, or at a bridge in this subnet; empty if they were not read.
@@ -181,6 +182,7 @@ class ContainerNamespace(Struct, frozen=True, kw_only=True):
     pid: int
     process: str
     container_id: str = ""
+    frozen: str = ""
     addresses: frozenset[IpAddress] = frozenset()
     routes: tuple[ContainerRoute, ...] = ()
     links: tuple[ContainerLink, ...] = ()
