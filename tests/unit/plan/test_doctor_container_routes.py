@@ -140,6 +140,23 @@ def test_a_wrong_gateway_to_one_peer_is_named(destination: IPv4Network, repair: 
     assert one.fix == f"nsenter --net --target 7 ip -4 route {repair}"
 
 
+def test_a_bridge_that_has_lost_the_gateway_of_its_containers_is_named() -> None:
+    seen = with_container()
+    held = (InterfaceAddress(address=IPv4Interface("10.100.15.254/24")),)
+    changed = tuple(
+        replace(one, addresses=held) if one.name == "docker0" else one for one in seen.interfaces.interfaces
+    )
+
+    (one,) = found(replace(seen, interfaces=Interfaces(interfaces=changed)))
+
+    assert (one.code, one.severity) == ("container-gateway", "error")
+    assert one.evidence == (
+        "docker0: 10.100.15.254, without 10.100.15.1",
+        "web, pid 7: 0.0.0.0/0 via 10.100.15.1",
+    )
+    assert one.fix == "ip address add 10.100.15.1/24 dev docker0"
+
+
 def test_a_wrong_gateway_in_the_table_of_a_policy_rule_is_named() -> None:
     answer = replace(TO_OTHER, gateway=UNUSED, asked_source=ADDRESS)
     read = tables("99: from all to 10.100.17.0/24 lookup 7", table7=f"default via {UNUSED} dev eth0")

@@ -151,7 +151,7 @@ def _gateways(seen: Observed) -> Iterator[Finding]:
         if held.address.ip in own
     ]
     known = {*here, *(address for one in seen.containers for address in one.addresses)}
-    wrong: dict[str, str] = {}
+    wrong, lost = dict[str, str](), dict[str, str]()
     for one in seen.containers if here else ():
         if not any(held in own for held in one.addresses):
             continue
@@ -159,7 +159,11 @@ def _gateways(seen: Observed) -> Iterator[Finding]:
             route = one.route_to(there)
             if route is None or route.is_refused or route.gateway is None:
                 continue
-            if route.gateway in own and route.gateway not in known:
+            if route.gateway == own[1] and route.gateway not in known:
+                bridge = _bridge_of(seen, one)
+                again = f"ip address add {own[1]}/{own.prefixlen} dev {quote(bridge)}"
+                lost[f"{one.process}: {route.destination} via {route.gateway}"] = again
+            elif route.gateway in own and route.gateway not in known:
                 rest = replace(one, routes=tuple(each for each in one.routes if each != route)).route_to(
                     there
                 )
@@ -178,6 +182,15 @@ def _gateways(seen: Observed) -> Iterator[Finding]:
             decision = _decision(one, answer, own)
             if decision is not None and (main is None or main.gateway != gateway):
                 wrong[f"{one.process}: {'; '.join(decision.lines)}"] = _in_namespace(one, decision.fix)
+    if lost:
+        held = ", ".join(map(str, here))
+        yield Finding(
+            code="container-gateway",
+            severity="error",
+            cause=f"the bridge of the containers has lost {own[1]}, the gateway of its containers",
+            evidence=(f"{' and '.join(seen.ports)}: {held}, without {own[1]}", *some([*lost])),
+            fix="; ".join([*dict.fromkeys(lost.values())][:NAMED]),
+        )
     if wrong:
         yield Finding(
             code="container-gateway",
@@ -187,6 +200,13 @@ def _gateways(seen: Observed) -> Iterator[Finding]:
             evidence=some([*wrong]),
             fix="; ".join([*dict.fromkeys(wrong.values())][:NAMED]),
         )
+
+
+def _bridge_of(seen: Observed, one: ContainerNamespace) -> str:
+    """Return the bridge of a container; the first bridge of this host if it is unknown."""
+    names = {interface.index: interface.name for interface in seen.interfaces.interfaces}
+    ports = {names.get(link.peer) for link in one.links}
+    return next((name for name, held in seen.ports.items() if ports & held.keys()), next(iter(seen.ports)))
 
 
 def _sources(seen: Observed) -> Iterator[Finding]:
