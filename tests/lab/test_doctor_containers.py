@@ -214,12 +214,13 @@ def test_a_container_without_address_is_named(healthy: Pair) -> None:
         ("ip neighbour replace {b} dev br0 nud permanent lladdr 02:00:00:00:00:99", "container-neighbour"),
         ("ip -n b route replace default via {unused}", "container-gateway"),
         ("ip route add {b}/32 dev eth0", "unplanned-route"),
-        ("ip address del {gateway}/28 dev br0; ip address add {unused}/28 dev br0", "container-gateway"),
+        ("ip address del {gateway}/28 dev br0; ip address add {spare}/28 dev br0", "container-gateway"),
     ],
 )
 def test_the_command_repairs_the_way_to_a_container(healthy: Pair, fault: str, code: str) -> None:
     host, (gateway, _) = healthy.host, healthy.gateways()
-    host.run(["sh", "-c", fault.format(b=healthy.other.address, unused=gateway + 12, gateway=gateway)])
+    names = {"b": healthy.other.address, "unused": gateway + 12, "spare": gateway + 11}
+    host.run(["sh", "-c", fault.format(gateway=gateway, **names)])
 
     found = healthy.findings()
 
