@@ -495,6 +495,21 @@ def test_containers_of_docker_outside_the_subnet_are_named() -> None:
     assert findings(replace(seen, ports={"cni0": {}})) == ()
 
 
+def test_a_docker0_that_lost_its_address_is_no_other_subnet() -> None:
+    """The containers at docker0 still have addresses of the subnet."""
+    container = ContainerNamespace(pid=7, process="web, pid 7", addresses=frozenset({OWN[2]}))
+    links = Interfaces(interfaces=(*LINKS[:2], replace(interface("docker0", "172.17.0.1/16"), addresses=())))
+    seen = replace(HEALTHY, ports={}, docker0_ports=1, interfaces=links, containers=(container,))
+
+    one = next(one for one in findings(seen) if one.severity == "error")
+
+    assert (one.code, one.fix) == (
+        "container-gateway",
+        f"ip address add {OWN[1]}/{OWN.prefixlen} dev docker0",
+    )
+    assert one.evidence == ("ip address show docker0: no address", f"web, pid 7 has an address in {OWN}")
+
+
 def test_docker0_with_a_former_subnet_is_repaired_with_the_options_of_docker() -> None:
     docker0 = interface("docker0", "10.100.77.1/24")
 

@@ -13,7 +13,9 @@ _DOCKER0 = "docker0"
 
 
 def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
-    """Yield the finding that the containers of Docker have addresses outside this host's subnet."""
+    """Yield the finding that the containers of Docker have addresses outside this host's subnet, or that
+    docker0 has lost its address in this subnet, which is their gateway.
+    """
     own, docker0 = seen.membership.subnet, seen.interfaces.named(_DOCKER0)
     if own is None or docker0 is None or seen.ports or not seen.docker0_ports:
         return
@@ -24,6 +26,19 @@ def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
     )
     if not held and not seen.is_first:
         return  # Docker may use IPv4 alone
+    inside = [one for one in seen.containers if any(address in own for address in one.addresses)]
+    if inside:
+        yield Finding(
+            code="container-gateway",
+            severity="error",
+            cause=f"{_DOCKER0} has lost {own[1]}, the gateway of its containers",
+            evidence=(
+                f"ip address show {_DOCKER0}: {held or 'no address'}",
+                *some([f"{one.process} has an address in {own}" for one in inside]),
+            ),
+            fix=f"ip address add {own[1]}/{own.prefixlen} dev {_DOCKER0}",
+        )
+        return
     yield Finding(
         code="bridge-subnet",
         severity="warning",
