@@ -203,13 +203,14 @@ async def _send_echoes(echoes: Sequence[Echo]) -> list[EchoResult]:
     """Send echo requests and return the result of each.
 
     Raises:
-        TargetError: the kernel refuses to send or to receive echo packets.
+        TargetError: the kernel refuses to send or to receive echo packets, or this process has no free file
+            descriptor.
     """
-    from pyflannel.kernel.network.echo import send_echoes  # imported only if there are peers
-
     try:
+        from pyflannel.kernel.network.echo import send_echoes  # imported only if there are peers
+
         return await send_echoes(echoes)
-    except* OSError as group:
+    except* (OSError, ImportError) as group:  # ImportError: no directory of modules could be opened
         failed = group.exceptions[0]
     raise TargetError(f"cannot receive ICMP messages: {failed}", hint="Read the log of the kernel: dmesg.")
 
