@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pyflannel.engine.condition import Inputs
 from pyflannel.engine.pacing import pause
 from pyflannel.engine.planner import Planner
 from pyflannel.errors import TargetError
-from pyflannel.model.network_config import Family, IpNetwork
+from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.probe import Echo, EchoResult, PathMtu, ProbedPath, ProbedPaths
 from pyflannel.model.status import Notice
 from pyflannel.plan.backends import has_probed_paths, path_to
@@ -52,6 +52,9 @@ _ENTERED_AT_ONCE = 250
 SMALLEST_MTUS: Mapping[Family, int] = {4: 552, 6: 1280}
 """Smallest MTU of a path that is used: the minimum of the kernel for IPv4 (net.ipv4.route.min_pmtu), and the
 minimum of IPv6."""
+
+_REPEATED = 3
+"""Number of times that a large packet without an answer is sent again."""
 
 _SMALL = 84
 _SIZES = 16
@@ -122,8 +125,9 @@ class PathMtus:
     The probes are echo requests that no router may fragment: first a small request through the tunnel. If the
     peer answers, a large request through the tunnel follows, and one request to the address of the peer on
     the underlay with the size of the largest tunnel packet. A router that cannot forward a request answers
-    with its MTU. If the large request through the tunnel does not arrive, further sizes are tried. If a peer
-    does not answer the small request, its path is unknown, and nothing changes.
+    with its MTU. If the large request through the tunnel does not arrive, and does not arrive when it is sent
+    again, further sizes are tried. If a peer does not answer the small request, its path is unknown, and
+    nothing changes.
 
     Attributes:
         measured: the paths that carry only smaller packets than planned, by the subnet of the peer in the
@@ -214,12 +218,15 @@ class PathMtus:
             if not reached:
                 return
             results = iter(await send([echo for path in reached.values() for echo in _large_probes(path)]))
-            for (subnet, path), large, outer in zip(reached.items(), results, results, strict=True):
+            probed = [*zip(reached.items(), results, results, strict=True)]
+            lost = [path for (_, path), large, _ in probed if large.state == "silent"]
+            arrived = await self._arrived(send, lost)
+            for (subnet, path), large, outer in probed:
                 most = path.mtu if outer.mtu is None else path.inner(outer.mtu)
                 is_unsure = outer.state == "silent" and subnet not in self._unsure
                 self._due_s[subnet] = self._clock.now() + (self._again_s() if is_unsure else PERIOD_S)
                 (self._unsure.add if is_unsure else self._unsure.discard)(subnet)
-                if large.state == "reached":
+                if large.state == "reached" or path.end in arrived:
                     # Fragments arrive, so nothing is lost if no route can have an MTU as small as this.
                     found[subnet] = most if most >= SMALLEST_MTUS[subnet.version] else path.mtu
                 else:
@@ -260,6 +267,19 @@ class PathMtus:
         }
         self._due_s |= dict.fromkeys(due.keys() - reached.keys(), self._clock.now() + self._again_s())
         return reached
+
+    async def _arrived(self, send: SendEchoes, paths: Sequence[ProbedPath]) -> set[IpAddress]:
+        """Return the ends of the paths that carry a large packet if it is sent again.
+
+        A queue may drop packets of any size, which says nothing about the MTU of a path.
+        """
+        echoes = [Echo(destination=path.end, size=path.mtu) for path in paths for _ in range(_REPEATED)]
+        results = await send(echoes) if echoes else []
+        return {
+            echo.destination
+            for echo, result in zip(echoes, results, strict=True)
+            if result.state == "reached"
+        }
 
     def _again_s(self) -> float:
         """Return the time until a peer is probed again. This time is longer in a large network, where many

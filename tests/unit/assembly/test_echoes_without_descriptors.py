@@ -20,7 +20,7 @@ asyncio.run(send())
 
 
 def test_a_module_that_cannot_be_read_does_not_end_flanneld() -> None:
-    """flanneld imports the module of echo requests when it knows the first peer."""
+    """The module of echo requests is imported when the first peer is known."""
     ran = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=False)
 
     assert (ran.returncode, ran.stderr) == (0, "")

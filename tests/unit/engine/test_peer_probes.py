@@ -148,6 +148,9 @@ class Underlay:
     carried: dict[IpAddress, int] = field(default_factory=dict)
     router_mtu: int | None = None
     is_mute: bool = False
+    losses: int = 0
+    """Number of large packets through the tunnel that are lost before each one that arrives."""
+    lost: int = 0
     down: set[IpAddress] = field(default_factory=set)
     sent: list[Echo] = field(default_factory=list)
 
@@ -164,6 +167,10 @@ class Underlay:
             return REACHED
         if echo.destination in self.down or echo.size > self.carried.get(echo.destination, MTU):
             return SILENT
+        if echo.size > MTU // 2 and self.lost < self.losses:
+            self.lost += 1
+            return SILENT
+        self.lost = 0
         return REACHED
 
 
@@ -215,6 +222,13 @@ class TestPathMtus:
             host.mtus.note_change()
 
             assert host.after(PERIOD_S + 10 * PAUSE_S) == {host.subnets[1]: mtu}
+
+    def test_a_path_that_loses_some_large_packets_keeps_its_mtu(self) -> None:
+        """A queue may drop packets of any size, and a smaller MTU does not help."""
+        host = Paths(Underlay(losses=2))
+
+        assert host.after(PERIOD_S) == {}
+        assert host.changes == 0
 
     def test_the_answer_of_a_router_counts_although_fragments_arrive(self) -> None:
         host = Paths(Underlay(router_mtu=1400))
