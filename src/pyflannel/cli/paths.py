@@ -64,6 +64,14 @@ def _print_report(report: PingReport) -> None:
             ("stops at", f"{report.stops}: {report.cause}"),
             (label_of(report.fix or ""), report.fix or ""),
         ]
+    if report.containers is not None:
+        lines += [
+            (
+                "containers",
+                f"this host sent the probes itself; packets of its containers: {report.containers}",
+            ),
+            ("type", "flannelctl doctor"),
+        ]
     print_facts([("host", f"{host_text(report.public_ip, report.host_name)}, {report.subnet}"), *lines])
 
 

@@ -206,10 +206,12 @@ class PingReport(Struct, frozen=True, kw_only=True):
     Attributes:
         subnet: subnet of the probed host.
         public_ip: address of the probed host on the underlay.
-        ok: True if packets of containers reach the host, or the address in the argument.
+        ok: True if packets reach the host, or the address in the argument.
         stops: place where packets stop; None if packets arrive.
         cause: reason in one line; None if packets arrive.
         fix: the command or the remedy; None if packets arrive.
+        containers: error of this host that may stop packets of its containers, although the probes, which
+            this host sends itself, arrive; None if there is none. `flannelctl doctor` shows the remedy.
     """
 
     subnet: AnyNetwork
@@ -220,6 +222,7 @@ class PingReport(Struct, frozen=True, kw_only=True):
     stops: Literal["this host", "underlay", "tunnel", "peer", "container"] | None = None
     cause: str | None = None
     fix: str | None = None
+    containers: str | None = None
 
 
 TraceStepName = Literal[

@@ -98,6 +98,24 @@ def test_the_report_names_the_family_whose_packets_stop(
     assert joined({4: reports[4]}) == reports[4]
 
 
+def test_an_error_about_packets_of_containers_is_shown_although_the_probes_arrive() -> None:
+    """This host sends the probes itself, so the rules for forwarded packets do not apply."""
+    steps = path("reached", "reached", "reached")
+    warning = replace(DROPPED, severity="warning")
+    reports = {
+        family: judged(PEER, steps, is_container=False, status=STATUS, local=local)
+        for family, local in ((4, (AWAY, warning)), (6, (AWAY, DROPPED)))
+    }
+
+    assert [one.containers for one in reports.values()] == [None, "a rule drops it"]
+    assert joined(reports).ok
+    assert joined(reports).containers == "a rule drops it"
+    stopped = judged(
+        PEER, path("reached", "silent", "silent"), is_container=False, status=STATUS, local=(DROPPED,)
+    )
+    assert (stopped.cause, stopped.containers) == ("a rule drops it", None)
+
+
 def test_an_address_of_a_container_is_reached_only_if_it_answers() -> None:
     assert stop(path("reached", "reached", "silent"), is_container=True)[0] == "container"
     assert stop(path("reached", "reached", "rejected"), is_container=True)[0] == "peer"

@@ -54,7 +54,30 @@ def judged(
         stops=None if stop is None else stop.place,
         cause=None if stop is None else stop.cause,
         fix=None if stop is None else stop.fix,
+        containers=None if stop is not None else _error_of_containers(local),
     )
+
+
+_OF_CONTAINERS = frozenset(
+    {
+        "bridge-down",
+        "bridge-unstable",
+        "container-gateway",
+        "container-neighbour",
+        "docker-drops",
+        "forward-dropped",
+        "forwarding-off",
+        "policy-rule",
+        "port-mtu",
+        "port-not-learning",
+    }
+)
+"""Codes of findings that are errors about packets which this host forwards, but not about its own packets."""
+
+
+def _error_of_containers(local: Sequence[Finding]) -> str | None:
+    errors = (one.cause for one in local if one.severity == "error" and one.code in _OF_CONTAINERS)
+    return next(errors, None)
 
 
 def joined(reports: Mapping[Family, PingReport]) -> PingReport:
@@ -75,6 +98,7 @@ def joined(reports: Mapping[Family, PingReport]) -> PingReport:
         stops=stop.stops,
         cause=None if stop.cause is None else f"{names}: {stop.cause}",
         fix=stop.fix,
+        containers=next((one.containers for one in reports.values() if one.containers), None),
     )
 
 
@@ -119,7 +143,9 @@ def _too_small(peer: LeaseEntry, tunnel: PingStep | None, status: Status) -> _St
     )
 
 
-_ROUTE_FIX = "ip route get {}  # then check that the host runs, has this address, and answers ICMP echo"
+_ROUTE_FIX = (
+    "flannelctl doctor  # here and on that host, which must run, have the address {}, and answer ICMP echo"
+)
 
 
 def _before_the_peer(peer: LeaseEntry, tunnel: PingStep, underlay: PingStep | None, status: Status) -> _Stop:
