@@ -24,11 +24,11 @@ _NEXT_HOP = 1
 
 async def losses_of_bare_packets(status: Status, leases: Sequence[LeaseEntry]) -> tuple[Finding, ...]:
     """Return the finding that packets with addresses of containers are lost; empty if this host has no
-    address of its subnet, or sends all packets through a tunnel.
+    address of its subnet, is not ready, or sends all packets through a tunnel.
     """
     underlay = status.underlay
     own = status.lease.subnet if status.lease is not None else None
-    if underlay is None or own is None or not status.is_live:
+    if underlay is None or own is None or not status.is_live or not status.is_ready:
         return ()
     with contextlib.suppress(TargetError):
         source = await bridge_address(own)

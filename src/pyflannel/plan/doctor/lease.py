@@ -41,8 +41,15 @@ def lease_findings(first: LeaseReading, last: LeaseReading, seconds: float) -> I
             cause="another program deletes the lease of this host again and again, so peers lose the routes"
             " to its containers",
             evidence=(f"{key}: deleted {losses} times in {seconds:.1f} s, and written again by this host",),
-            fix=f"{history}  # shows each write; stop the program that deletes the key",
+            fix=f"{history}  # shows each write; stop the program that deletes the key.{_clients(key)}",
         )
+
+
+def _clients(key: str) -> str:
+    """Return the sentence about the clients of a store of etcd; "" for another store."""
+    if not key.startswith("etcd"):
+        return ""
+    return " On each etcd server, `ss -tnp sport = :2379` lists the connected clients"
 
 
 def _taken(
@@ -64,7 +71,7 @@ def _taken(
             f" {subnet} to {holder}",
             evidence=tuple(written),
             fix=f"{history}  # shows each write. Stop the program that writes, then: {release}; this host"
-            " then takes its subnet again",
+            f" then takes its subnet again.{_clients(key)}",
         )
     return Finding(
         code="lease-taken",

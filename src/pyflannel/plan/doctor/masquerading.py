@@ -64,14 +64,14 @@ def _unmasqueraded(seen: Observed) -> Iterator[Finding]:
     yield Finding(
         code="not-masqueraded",
         severity="warning",
-        cause="containers of this host reach no address outside the network: no rule of flanneld, Docker or"
-        " another program masquerades their packets, and the gateway has no route back",
+        cause="containers of this host reach no address outside the network: flanneld runs without --ip-masq,"
+        " no rule of Docker or another program masquerades their packets, and the gateway has no route back",
         evidence=(
             f"iptables -t nat -S POSTROUTING; nft list ruleset: no rule masquerades packets from {own}",
             f"the gateway {gateway} answers the public address of this host, and no address in {own}",
         ),
-        fix=f"iptables -t nat -A POSTROUTING -s {own} ! -d {network} -j MASQUERADE  # until the next boot;"
-        " then start flanneld with --ip-masq, or add a route to the gateway",
+        fix=f"iptables -t nat -A POSTROUTING -s {own} ! -d {network} -j MASQUERADE  # until you start"
+        " flanneld with --ip-masq, or add a route to the gateway",
     )
 
 
