@@ -1,5 +1,6 @@
 """Finds the processes in /proc that use a port, a device or a directory, and stops a process."""
 
+import contextlib
 import os
 import re
 import select
@@ -8,6 +9,9 @@ import socket
 from collections.abc import Callable, Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+
+from msgspec import DecodeError, Struct, field
+from msgspec.json import decode
 
 from pyflannel.errors import WireError
 from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute, LinkSetter
@@ -96,8 +100,10 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
     return tuple(
         ContainerNamespace(
             pid=int(process.name),
-            process=_describe(process),
-            container_id=container_in(cgroup := _read(process / "cgroup")),
+            process=", ".join(
+                filter(None, (container_name(cgroup := _read(process / "cgroup")), _describe(process)))
+            ),
+            container_id=container_in(cgroup),
             frozen=frozen_by(cgroup),
             addresses=frozenset(
                 (
@@ -114,13 +120,37 @@ def find_containers() -> tuple[ContainerNamespace, ...]:
     )
 
 
-_CONTAINER = re.compile(r"[-/]([\da-f]{12})[\da-f]{52}(?:\.scope)?(?:/|$)", re.M | re.A)
+_CONTAINER = re.compile(r"[-/]([\da-f]{64})(?:\.scope)?(?:/|$)", re.M | re.A)
+_SHORT = 12
 
 
 def container_in(cgroup: str) -> str:
     """Return the first 12 characters of the ID of a container in /proc/PID/cgroup; "" if there is none."""
     found = _CONTAINER.search(cgroup)
-    return "" if found is None else found[1]
+    return "" if found is None else found[1][:_SHORT]
+
+
+_DOCKER = Path("/var/lib/docker/containers")
+"""The containers of Docker, if the engine has its default directory."""
+
+_NAME = re.compile(r"/([a-zA-Z0-9][a-zA-Z0-9_.-]*)", re.A)
+"""The name of a container in its configuration. Source: Docker, RestrictedNamePattern."""
+
+
+class _Configuration(Struct, frozen=True):
+    name: str = field(name="Name", default="")
+
+
+def container_name(cgroup: str, directory: Path = _DOCKER) -> str:
+    """Return the name of a container of Docker, from /proc/PID/cgroup and the directory of its configuration;
+    "" if it is unknown.
+    """
+    found = _CONTAINER.search(cgroup)
+    text = "" if found is None else _read(directory / found[1] / "config.v2.json")
+    with contextlib.suppress(DecodeError):
+        name = _NAME.fullmatch(decode(text, type=_Configuration).name)
+        return "" if name is None else name[1]
+    return ""
 
 
 _GROUPS = Path("/sys/fs/cgroup")

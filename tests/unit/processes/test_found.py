@@ -13,6 +13,7 @@ from doubles.started_program import started
 from pyflannel.plan.doctor.observed import ContainerRoute
 from pyflannel.processes.found import (
     container_in,
+    container_name,
     find_link_setters,
     find_original,
     frozen_by,
@@ -109,6 +110,27 @@ def test_only_a_process_with_rights_counts_as_the_original(open_directory: Path)
 )
 def test_the_container_of_a_process_is_read_from_its_control_group(cgroup: str, container_id: str) -> None:
     assert container_in(cgroup) == container_id
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"ID": "0b", "Name": "/web2", "Config": {"Env": ["Name=/other"]}}', "web2"),
+        ('{"Name": "/web2; reboot"}', ""),
+        ('{"Name": "/web2\\n"}', ""),
+        ('{"Name": 7}', ""),
+        ('{"ID": "0b"}', ""),
+        ("{", ""),
+        ("", ""),
+    ],
+)
+def test_the_name_of_a_container_is_read_from_its_configuration(text: str, name: str, tmp_path: Path) -> None:
+    container = "0b20cc2d451d" + "a" * 52
+    (tmp_path / container).mkdir()
+    (tmp_path / container / "config.v2.json").write_text(text)
+
+    assert container_name(f"0::/docker/{container}\n", tmp_path) == name
+    assert container_name("0::/\n", tmp_path) == ""
 
 
 @pytest.mark.parametrize(
