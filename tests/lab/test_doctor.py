@@ -281,7 +281,7 @@ def test_rules_of_unknown_origin_are_reported_only_as_information(healthy: Host)
     assert found["severity"] == "info"
     assert found["evidence"][0] == "iptables rule in filter FORWARD: -s 10.100.0.0/16 -j ACCEPT"
     assert found["fix"].startswith("iptables -t filter -D FORWARD -s 10.100.0.0/16 -j ACCEPT; ")
-    assert found["fix"].endswith("  # if no program uses them")
+    assert found["fix"].endswith("  # only if they are no remedy, and no program uses them")
 
 
 def test_the_text_output_contains_cause_evidence_and_command(healthy: Host) -> None:
