@@ -133,7 +133,7 @@ def container_in(cgroup: str) -> str:
 _DOCKER = Path("/var/lib/docker/containers")
 """The containers of Docker, if the engine has its default directory."""
 
-_NAME = re.compile(r"/([a-zA-Z0-9][a-zA-Z0-9_.-]*)", re.A)
+CONTAINER_NAME = re.compile(r"/([a-zA-Z0-9][a-zA-Z0-9_.-]*)", re.A)
 """The name of a container in its configuration. Source: Docker, RestrictedNamePattern."""
 
 
@@ -148,7 +148,7 @@ def container_name(cgroup: str, directory: Path = _DOCKER) -> str:
     found = _CONTAINER.search(cgroup)
     text = "" if found is None else _read(directory / found[1] / "config.v2.json")
     with contextlib.suppress(DecodeError):
-        name = _NAME.fullmatch(decode(text, type=_Configuration).name)
+        name = CONTAINER_NAME.fullmatch(decode(text, type=_Configuration).name)
         return "" if name is None else name[1]
     return ""
 

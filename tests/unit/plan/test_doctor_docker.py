@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.plan.doctor.docker import docker_drops
 from pyflannel.plan.doctor.findings import findings
-from pyflannel.plan.doctor.observed import DockerEngine
+from pyflannel.plan.doctor.observed import DockerEngine, EndedContainer
 from testlab.healthy_host import HEALTHY
 
 RAW_DROP = "-d 10.100.15.2/32 ! -i docker0 -j DROP"
@@ -100,3 +100,21 @@ def test_a_bridge_of_docker_that_remained_without_an_engine_is_named() -> None:
     assert findings(replace(seen, docker=DockerEngine(pid=7))) == ()
     assert findings(replace(seen, ports={"docker0": {"veth1": 1450}})) == ()
     assert findings(replace(seen, ports={"br0": {}})) == ()
+
+
+def test_containers_that_ended_with_an_error_are_named() -> None:
+    """The command docker stop also kills programs that ignore SIGTERM. The kernel kills for lack of memory."""
+    ended = (
+        EndedContainer(name="web2", exit_code=137, ago_s=35.4),
+        EndedContainer(name="web3", exit_code=1, ago_s=60.0),
+    )
+
+    one = findings(replace(HEALTHY, docker=DockerEngine(pid=7, ended=ended)))[0]
+
+    assert (one.code, one.severity) == ("container-ended", "info")
+    assert one.evidence == ("web2: exit code 137 (SIGKILL), 35 s ago", "web3: exit code 1, 60 s ago")
+    assert one.fix.startswith("docker start web2  # ")
+    killed = replace(ended[0], lacked_memory=True)
+    (other,) = findings(replace(HEALTHY, docker=DockerEngine(pid=7, ended=(killed,))))
+    assert other.severity == "warning"
+    assert other.evidence == ("web2: exit code 137 (killed for lack of memory), 35 s ago",)

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from signal import Signals
 
 from pyflannel.model.network_config import Family
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.observed import Observed, some
+from pyflannel.plan.doctor.observed import EndedContainer, Observed, some
 
 _DROPS_ALL = " -j DROP"
 """The end of an iptables rule that drops the packets."""
@@ -113,4 +114,35 @@ def _ended(seen: Observed) -> Iterator[Finding]:
 
 _DOCKER0 = "docker0"
 
-CHECKS = (_docker_drops, _engine)
+
+def _ended_containers(seen: Observed) -> Iterator[Finding]:
+    """Yield the finding that containers ended with an error. `docker stop` also kills programs that ignore
+    SIGTERM, so the end may be intended.
+    """
+    ended = seen.docker.ended if seen.docker is not None and seen.is_first else ()
+    if ended:
+        yield Finding(
+            code="container-ended",
+            severity="warning" if any(one.lacked_memory for one in ended) else "info",
+            cause="containers of Docker on this host ended with an error during the last hour",
+            evidence=some([_shown_end(one) for one in ended]),
+            fix=f"docker start {ended[0].name}  # if it must run; docker logs {ended[0].name} shows its last"
+            " messages",
+        )
+
+
+def _shown_end(one: EndedContainer) -> str:
+    number = one.exit_code - _SIGNALLED
+    reason = (
+        "killed for lack of memory"
+        if one.lacked_memory
+        else Signals(number).name
+        if number in frozenset(Signals)
+        else ""
+    )
+    return f"{one.name}: exit code {one.exit_code}{f' ({reason})' if reason else ''}, {one.ago_s:.0f} s ago"
+
+
+_SIGNALLED = 128
+
+CHECKS = (_docker_drops, _engine, _ended_containers)

@@ -121,7 +121,7 @@ def _doubtful_rules(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="rules-like-original",
             severity="info",
-            cause="another flannel may have left these filter rules, or they are a remedy that doctor printed,"
+            cause="another flannel may have left these filter rules, they are a remedy that doctor printed,"
             " or another program uses them",
             evidence=some([line for one in doubtful for line in one.shown]),
             fix=f"{'; '.join(commands[:NAMED])}  # only if they are no remedy, and no program uses them",

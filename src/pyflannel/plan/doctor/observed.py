@@ -273,17 +273,34 @@ class LinkSetter(Struct, frozen=True, kw_only=True):
     command: str
 
 
+class EndedContainer(Struct, frozen=True, kw_only=True):
+    """A container of Docker that ended with an error.
+
+    Attributes:
+        exit_code: its exit code; 128 and the number of a signal if the signal ended it.
+        ago_s: seconds since its end.
+        lacked_memory: True if the kernel killed it for lack of memory.
+    """
+
+    name: str
+    exit_code: int
+    ago_s: float
+    lacked_memory: bool = False
+
+
 class DockerEngine(Struct, frozen=True, kw_only=True):
     """The process of the Docker engine.
 
     Attributes:
         is_stopped: True if a signal or a debugger stopped the process.
         hangs_s: seconds in which the process did not answer at its socket; None if it answered.
+        ended: the containers that ended with an error during the last hour, the latest first.
     """
 
     pid: int
     is_stopped: bool = False
     hangs_s: float | None = None
+    ended: tuple[EndedContainer, ...] = ()
 
 
 class Observed(Struct, frozen=True, kw_only=True):
