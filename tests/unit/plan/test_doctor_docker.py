@@ -103,7 +103,7 @@ def test_a_bridge_of_docker_that_remained_without_an_engine_is_named() -> None:
 
 
 def test_containers_that_ended_with_an_error_are_named() -> None:
-    """The command docker stop also kills programs that ignore SIGTERM. The kernel kills for lack of memory."""
+    """The command docker stop also kills programs, but the kernel kills only for lack of memory."""
     ended = (
         EndedContainer(name="web2", exit_code=137, ago_s=35.4),
         EndedContainer(name="web3", exit_code=1, ago_s=60.0),

@@ -335,7 +335,7 @@ def test_doctor_finds_the_reason_why_a_container_is_not_connected(
     report = kernel.trace(NEAR, FAR)
 
     assert (report.cause or "").startswith(cause)
-    assert (report.fix or "").startswith("flannelctl doctor  # names closed ports")
+    assert (report.fix or "").startswith("flannelctl doctor  # names ended containers, closed ports")
 
 
 LOCAL = ContainerRoute(destination=OWN)

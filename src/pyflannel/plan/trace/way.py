@@ -294,7 +294,7 @@ def _to_container(facts: Facts, address: IpAddress) -> Iterator[TraceStep]:
         yield passes("container", found)
 
 
-_LOOK_INSIDE = f"{LOOK}  # names closed ports, lost addresses and wrong neighbour entries of containers"
+_LOOK_INSIDE = f"{LOOK}  # names ended containers, closed ports, lost addresses and wrong neighbour entries"
 
 
 def _discovery(facts: Facts, link: TraceLink, address: IpAddress) -> Iterator[TraceStep]:
