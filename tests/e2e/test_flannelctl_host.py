@@ -203,6 +203,7 @@ class TestStatus:
             "ipv6_address": None,
             "public_ipv6": None,
             "ipv6_link": None,
+            "prefix_length": 24,
         }
         assert status["backend"] == {
             "type": "udp",
