@@ -99,7 +99,8 @@ async def examine(places: Places, left_s: float = 15.0) -> tuple[Finding, ...]:
         ]
         answers = await _host_answers(silent_peers, status)
         deaf = _on_the_way(silent_peers, answers, status, entries)
-        complete += with_peers(own, reach, status, deaf, of_store, await _detours(answers, status), filtered)
+        detours = await _detours(answers, status, deaf)
+        complete += with_peers(own, reach, status, deaf, of_store, detours, filtered)
     return merged(complete)
 
 
@@ -259,8 +260,13 @@ def _on_the_way(
     return {one: entries[hop or one] for one, hop in hops.items() if (hop or one) in entries}
 
 
-async def _detours(answers: Mapping[IpAddress, RouteAnswer], status: Status) -> dict[IpAddress, Detour]:
-    """Return the routes and policy rules by which this host does not send directly to silent peers."""
+async def _detours(
+    answers: Mapping[IpAddress, RouteAnswer], status: Status, deaf: Collection[IpAddress]
+) -> dict[IpAddress, Detour]:
+    """Return the routes and policy rules by which this host does not send directly to silent peers.
+
+    `deaf`: the peers whose next hop has no MAC address.
+    """
     underlay, found = status.underlay, dict[IpAddress, Detour]()
     unusual = {
         address: one for address, one in answers.items() if one.gateway or one.link is None or one.is_local
@@ -273,7 +279,7 @@ async def _detours(answers: Mapping[IpAddress, RouteAnswer], status: Status) -> 
         names = [*selected_tables(rules, source, address)[:_TABLES_READ], "local", "main"]
         tables = await asyncio.gather(*(routes_in_table(name, address) for name in names))
         read = dict(zip(names, tables, strict=True))
-        routes = HostRoutes(source=source, link=underlay.link, answer=answer, rules=rules, tables=read)
+        routes = HostRoutes(source, underlay.link, answer, rules, read, is_silent=address in deaf)
         if (one := detour(routes)) is not None:
             found[address] = one
     return found

@@ -311,6 +311,29 @@ def test_a_gateway_to_a_peer_on_another_link_is_no_detour() -> None:
     assert detour(routes._replace(answer=replace(asked, link=None, gateway=None), tables={})) is None
 
 
+def test_a_route_to_one_peer_by_a_silent_gateway_is_a_detour_only_beside_another_route() -> None:
+    """Without another route, the deletion does not help. A gateway that answers may be the right one."""
+    gateway = IPv4Address("10.9.0.240")
+    asked = RouteAnswer(way="host out", destination=PEER.public_ip, text="", link="eth0", gateway=gateway)
+    alone = f"{PEER.public_ip} via {gateway} dev eth0 onlink"
+    routes = HostRoutes(
+        source=IPv4Address("10.9.0.2"),
+        link="eth0",
+        answer=asked,
+        rules=(),
+        tables={"main": [alone, "default via 10.9.0.1 dev eth0"]},
+        is_silent=True,
+    )
+
+    found = detour(routes)
+
+    assert found is not None
+    assert found.fix == f"ip -4 route delete {alone}"
+    assert detour(routes._replace(is_silent=False)) is None
+    assert detour(routes._replace(tables={"main": [alone]})) is None
+    assert detour(routes._replace(tables={"main": [f"10.0.0.0/24 via {gateway} dev eth0"]})) is None
+
+
 def test_silent_peers_are_a_consequence_of_a_fault_of_this_host() -> None:
     results = [reach(1, REACHED, SILENT, None)]
 

@@ -33,6 +33,7 @@ class HostRoutes(NamedTuple):
         answer: the answer of the kernel.
         rules: policy rules of other programs, as `ip rule` lists them.
         tables: for each table that was read, its routes to the address, the most specific first.
+        is_silent: True if the next hop of the packet has no MAC address.
     """
 
     source: IpAddress
@@ -40,6 +41,7 @@ class HostRoutes(NamedTuple):
     answer: RouteAnswer
     rules: Sequence[str]
     tables: Mapping[str, Sequence[str]]
+    is_silent: bool = False
 
     @property
     def is_refused(self) -> bool:
@@ -49,11 +51,13 @@ class HostRoutes(NamedTuple):
     @property
     def is_wrong(self) -> bool:
         """True if the kernel does not send the packet, or sends it to a gateway although the destination is
-        on the link.
+        on the link, or to a silent gateway by a route to this address alone although another route exists.
         """
         main = self.tables.get("main", ())
         is_on_link = any(" via " not in one and f" dev {self.link} " in f"{one} " for one in main)
-        return self.is_refused or (self.answer.gateway is not None and is_on_link)
+        is_alone = len(main) > 1 and main[0].split()[0] == str(self.answer.destination)
+        by_gateway = self.answer.gateway is not None
+        return self.is_refused or (by_gateway and (is_on_link or (self.is_silent and is_alone)))
 
 
 def selected_tables(rules: Sequence[str], source: IpAddress, destination: IpAddress) -> list[str]:
