@@ -108,7 +108,8 @@ def _ended(seen: Observed) -> Iterator[Finding]:
             severity="warning",
             cause="no Docker engine runs, and docker0 has no containers",
             evidence=(f"ip address show {_DOCKER0}: {held[0]}", "no process of this host is dockerd"),
-            fix="systemctl start docker",
+            fix="systemctl start docker  # or start dockerd with the options of mk-docker-opts -c; then run"
+            " docker start NAME for each container without a restart policy",
         )
 
 
