@@ -28,7 +28,7 @@ async def losses_of_bare_packets(status: Status, leases: Sequence[LeaseEntry]) -
     """
     underlay = status.underlay
     own = status.lease.subnet if status.lease is not None else None
-    if underlay is None or own is None or not status.is_live or not status.is_ready:
+    if underlay is None or own is None or not status.is_ready:
         return ()
     with contextlib.suppress(TargetError):
         source = await bridge_address(own)

@@ -25,6 +25,7 @@ from pyflannel.plan.backend.wireguard import WireguardBackend
 from pyflannel.plan.backends import backend_of
 from pyflannel.plan.doctor.observed import DaemonProcess, OpenFiles
 from pyflannel.processes.forwarder_client import forwarder_link, forwarder_status
+from pyflannel.processes.found import STOPPED, name_and_state
 from pyflannel.processes.systemd import service_of, stop_service
 from pyflannel.wire.lease_record import Kept, kept_lease, parse_last_known
 from pyflannel.wire.network_config_json import parse_network_config
@@ -65,10 +66,7 @@ def daemon_process(lock: Path) -> DaemonProcess | None:
     pid = running_daemon(lock)
     if pid is None:
         return None
-    state = ""
-    with contextlib.suppress(OSError):  # after the name in parentheses: proc_pid_stat(5)
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2][:1]
-    return DaemonProcess(pid=pid, is_stopped=state in ("T", "t"), files=open_files(pid))
+    return DaemonProcess(pid=pid, is_stopped=name_and_state(pid)[1] in STOPPED, files=open_files(pid))
 
 
 def open_files(pid: int) -> OpenFiles | None:

@@ -73,6 +73,7 @@ from pyflannel.model.status import Membership, Status
 from pyflannel.plan.doctor.docker import docker_drops
 from pyflannel.plan.doctor.masquerading import gateway_without_masquerading
 from pyflannel.plan.doctor.observed import (
+    DOCKER0,
     Certificate,
     ContainerNamespace,
     DockerEngine,
@@ -219,7 +220,7 @@ async def observe_family(
         taking_filters=host.taking_filters,
         underlay_ports=tuple(port_mtus(membership.underlay or "")),
         associations=await security_associations() if interfaces.policies else None,
-        docker0_ports=len(port_mtus("docker0")),
+        docker0_ports=len(port_mtus(DOCKER0)),
         docker=host.docker,
         docker_drops=docker_drops(host.saved, await docker_table(family), family),
         mark=places.mark,
@@ -332,8 +333,7 @@ async def _route_answers(
     if backend is not None and backend.type == "host-gw" and bridge is not None and underlay is not None:
         arrives_at = underlay.link
     here = own.network_address + 2
-    refused = {peer.subnet for peer in status.refused_peers}
-    peers = ((subnet, address) for subnet, address in membership.peers.items() if subnet not in refused)
+    peers = _planned_peers(status, membership).items()
     asked = []
     for number, (subnet, address) in enumerate(islice(peers, _ASKED_OUT)):
         there = subnet.network_address + 2
@@ -346,6 +346,12 @@ async def _route_answers(
         if underlay is not None and local is not None and local.version == address.version:
             asked.append(ask_route("tunnel in", local, source=address, arrives_at=underlay.link))
     return tuple(filter(None, await asyncio.gather(*asked)))
+
+
+def _planned_peers(status: Status, membership: Membership) -> dict[IpNetwork, IpAddress]:
+    """Return the public addresses of the peers that are not refused, by subnet."""
+    refused = {peer.subnet for peer in status.refused_peers}
+    return {subnet: address for subnet, address in membership.peers.items() if subnet not in refused}
 
 
 _TABLES_READ = 4
@@ -396,8 +402,7 @@ async def _marked_answers(
     status: Status, membership: Membership, bridge: str | None, rules: tuple[str, ...]
 ) -> tuple[RouteAnswer, ...]:
     """Return the routes of a packet to the first planned peer, for each mark that a policy rule selects."""
-    refused = {peer.subnet for peer in status.refused_peers}
-    own, peer = membership.subnet, next((one for one in membership.peers if one not in refused), None)
+    own, peer = membership.subnet, next(iter(_planned_peers(status, membership)), None)
     if own is None or peer is None or bridge is None or not status.is_live:
         return ()
     marking = [rule for rule in rules if mark_of(rule)][:_MARKS_ASKED]

@@ -7,6 +7,7 @@ from itertools import islice
 from msgspec.structs import replace
 
 from pyflannel.errors import TargetError
+from pyflannel.kernel.filters.presence import has_filters
 from pyflannel.kernel.filters.programs import programs_in_namespace_of
 from pyflannel.kernel.filters.ruleset import read_ruleset
 from pyflannel.kernel.host.packet_path import (
@@ -18,7 +19,7 @@ from pyflannel.kernel.host.packet_path import (
     taking_filters,
 )
 from pyflannel.kernel.network.echo import send_echoes
-from pyflannel.kernel.network.ipsec import has_filters, policies_in
+from pyflannel.kernel.network.ipsec import policies_in
 from pyflannel.kernel.network.namespaces import Question, far_ends, learned_by, read_namespace
 from pyflannel.model.host import Interfaces
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork

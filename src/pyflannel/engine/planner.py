@@ -32,6 +32,7 @@ from pyflannel.plan.generations import (
     outranked_by,
     receiving_items,
     transition_notes,
+    variant_of,
     view_of,
 )
 from pyflannel.plan.packet_filter import plan_filter, plan_guard, plan_guard_peer, plan_open_ports
@@ -522,7 +523,7 @@ class Planner:
             return ()
         host = basis.views[0].host
         if len(basis.views) == 1:
-            variant = basis.views[0].variant(peer) if peer.attributes.also else peer
+            variant = variant_of(peer, basis.views[0], basis)
             items = narrowed(tuple(basis.views[0].backend.plan_peer(variant or peer, host)), peer, basis)
         else:
             items = tuple(items_of(peer, basis))

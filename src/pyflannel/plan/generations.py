@@ -133,6 +133,15 @@ def view_of(peer: Lease, basis: Basis) -> View | None:
     return first if len(able) < 2 else next((view for view in able if _is_greeted(peer, view, basis)), first)
 
 
+def variant_of(peer: Lease, view: View, basis: Basis) -> Lease | None:
+    """Return the lease of a peer, which a view of the basis can reach, in the form for this view; None if
+    this view cannot reach the peer.
+
+    With one view and one form of the lease, the lease is not checked again, which takes time.
+    """
+    return peer if len(basis.views) == 1 and not peer.attributes.also else view.variant(peer)
+
+
 def _is_greeted(peer: Lease, view: View, basis: Basis) -> bool:
     """Return whether a view needs no first handshake with a peer, or the peer has answered a handshake."""
     is_new = view.backend is basis.newest and view.backend.is_encrypted
@@ -197,14 +206,8 @@ def receiving_items(peer: Lease, view: View) -> Iterable[Item]:
 def outranked_by(peers: Sequence[Lease], basis: Basis) -> dict[IpNetwork, str]:
     """Return the peers that yield to other peers, by subnet, with the reason. A view can reach each peer."""
     found: dict[IpNetwork, str] = {}
-    is_checked = len(basis.views) == 1  # the only view can reach each peer, and a check takes time
     for view in basis.views:
-        variants = [
-            variant
-            for peer in peers
-            for variant in (peer if is_checked and not peer.attributes.also else view.variant(peer),)
-            if variant is not None
-        ]
+        variants = [each for peer in peers if (each := variant_of(peer, view, basis)) is not None]
         found.update(view.backend.outranked(variants, view.host))
     return found
 

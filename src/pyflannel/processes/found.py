@@ -7,14 +7,16 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Collection, Iterator
+from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from itertools import islice
 from pathlib import Path
 
 from msgspec import DecodeError, Struct, field
 from msgspec.json import decode
 
 from pyflannel.errors import WireError
-from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute, LinkSetter
+from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute, EndedContainer, LinkSetter
 from pyflannel.ports import in_thread
 from pyflannel.wire.forwarder_control import SOCKET_NAME
 from pyflannel.wire.netlink.message import ERROR, pack, split
@@ -133,24 +135,61 @@ def container_in(cgroup: str) -> str:
 _DOCKER = Path("/var/lib/docker/containers")
 """The containers of Docker, if the engine has its default directory."""
 
-CONTAINER_NAME = re.compile(r"/([a-zA-Z0-9][a-zA-Z0-9_.-]*)", re.A)
+_CONTAINER_NAME = re.compile(r"/([a-zA-Z0-9][a-zA-Z0-9_.-]*)", re.A)
 """The name of a container in its configuration. Source: Docker, RestrictedNamePattern."""
 
 
-class _Configuration(Struct, frozen=True):
-    name: str = field(name="Name", default="")
+class _State(Struct, frozen=True, rename="pascal"):
+    running: bool = False
+    exit_code: int = 0
+    finished_at: datetime | None = None
+    lacked_memory: bool = field(name="OOMKilled", default=False)
+
+
+class _Configuration(Struct, frozen=True, rename="pascal"):
+    name: str = ""
+    state: _State = _State()
+
+
+def _configured(directory: Path) -> tuple[str, _State]:
+    """Return the name and the state of a container from its configuration, the file config.v2.json; the name
+    "" if they are unknown.
+    """
+    with contextlib.suppress(DecodeError):
+        read = decode(_read(directory / "config.v2.json"), type=_Configuration)
+        if (name := _CONTAINER_NAME.fullmatch(read.name)) is not None:
+            return name[1], read.state
+    return "", _State()
 
 
 def container_name(cgroup: str, directory: Path = _DOCKER) -> str:
-    """Return the name of a container of Docker, from /proc/PID/cgroup and the directory of its configuration;
-    "" if it is unknown.
+    """Return the name of a container of Docker, from /proc/PID/cgroup and the directory of the containers; ""
+    if it is unknown.
     """
     found = _CONTAINER.search(cgroup)
-    text = "" if found is None else _read(directory / found[1] / "config.v2.json")
-    with contextlib.suppress(DecodeError):
-        name = CONTAINER_NAME.fullmatch(decode(text, type=_Configuration).name)
-        return "" if name is None else name[1]
-    return ""
+    return "" if found is None else _configured(directory / found[1])[0]
+
+
+_RECENT_S = 3600.0
+_MOST_READ = 512
+_USUAL_CODES = frozenset({0, 130, 143})
+"""The exit codes of programs that end themselves, or that SIGINT or SIGTERM ends."""
+
+
+def ended_containers(directory: Path = _DOCKER, now: datetime | None = None) -> tuple[EndedContainer, ...]:
+    """Return the containers of Docker that ended with an error during the last hour, the latest first."""
+    found, now = list[EndedContainer](), now or datetime.now(UTC)
+    for entry in islice(_entries(directory), _MOST_READ):
+        name, state = _configured(entry)
+        if not name or state.running or state.finished_at is None or state.exit_code in _USUAL_CODES:
+            continue
+        ago_s = (now - state.finished_at).total_seconds()
+        if 0 <= ago_s <= _RECENT_S:
+            one = EndedContainer(
+                name=name, exit_code=state.exit_code, ago_s=ago_s, lacked_memory=state.lacked_memory
+            )
+            found.append(one)
+    return tuple(sorted(found, key=lambda one: one.ago_s))
 
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -274,6 +313,28 @@ def find_original() -> int | None:
         if _may_change_network(process):
             return int(process.name)
     return None
+
+
+def find_program(name: str) -> int | None:
+    """Return the ID of the first process of this network namespace whose program has this name, or None."""
+    namespace = _link(_PROC / "thread-self/ns/net")
+    for process in _processes():
+        if _read(process / "comm").rstrip("\n") == name and _link(process / "ns/net") == namespace:
+            return int(process.name)
+    return None
+
+
+def name_and_state(pid: int) -> tuple[str, str]:
+    """Return the name of the program of a process, and the letter of its state; "" if it does not exist.
+
+    Source: proc_pid_stat(5). The name is in parentheses and may contain parentheses; then follows the state.
+    """
+    name, _, rest = _read(_PROC / str(pid) / "stat").rpartition(") ")
+    return name.partition("(")[2], rest[:1]
+
+
+STOPPED = frozenset({"T", "t"})
+"""The states of a process that a signal or a debugger stopped."""
 
 
 def find_link_setters(link: str, pids: Collection[int] = ()) -> tuple[LinkSetter, ...]:

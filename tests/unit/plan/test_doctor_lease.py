@@ -30,8 +30,8 @@ def test_a_lease_that_is_overwritten_again_and_again_is_named_with_its_revisions
     assert (one.code, one.severity) == ("lease-taken", "error")
     assert "again and again: the store assigns 10.100.15.0/24 to 10.0.0.9 (an original flannel)" in one.cause
     assert one.evidence == (
-        "etcd://10.0.0.1:2379/net/subnets/10.100.15.0-24: PublicIP 10.0.0.9, mod revision 50",
-        "2.0 s before: mod revision 40, so the store got at most 5.0 writes per second",
+        "etcd://10.0.0.1:2379/net: 10.100.15.0/24 has PublicIP 10.0.0.9, mod revision 50",
+        "2.0 s before: its revision was lower by 10, so the store got at most 5.0 writes per second",
     )
     assert one.fix.startswith("flannelctl leases history 10.100.15.0/24 --renewals  # shows each write")
     assert "flannelctl leases release 10.100.15.0/24 --force" in one.fix
@@ -53,7 +53,7 @@ def test_a_lease_that_is_deleted_again_and_again_is_named_with_the_number() -> N
     (one,) = between(reading(before), reading(after))
 
     assert (one.code, one.severity) == ("lease-deleted", "error")
-    assert ": deleted 6 times in 2.0 s" in one.evidence[0]
+    assert ": 10.100.15.0/24 was deleted 6 times in 2.0 s" in one.evidence[0]
     assert between(reading(after), reading(after, 70)) == []
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +15,7 @@ from pyflannel.plan.doctor.observed import ContainerRoute
 from pyflannel.processes.found import (
     container_in,
     container_name,
+    ended_containers,
     find_link_setters,
     find_original,
     frozen_by,
@@ -170,3 +172,34 @@ def test_a_frozen_control_group_is_found(
 
     assert frozen_by(cgroup, tmp_path) == str(path)
     assert frozen_by("", tmp_path) == frozen_by("broken", tmp_path) == ""
+
+
+NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "is_found"),
+    [
+        ("/web2", '"Running":false,"ExitCode":137,"FinishedAt":"2026-05-04T11:59:25.123456789Z"', True),
+        ("/web2", '"Running":true,"ExitCode":137,"FinishedAt":"2026-05-04T11:59:25Z"', False),
+        ("/web2", '"Running":false,"ExitCode":0,"FinishedAt":"2026-05-04T11:59:25Z"', False),
+        ("/web2", '"Running":false,"ExitCode":143,"FinishedAt":"2026-05-04T11:59:25Z"', False),
+        ("/web2", '"Running":false,"ExitCode":137,"FinishedAt":"2026-05-04T10:59:25Z"', False),
+        ("/web2", '"Running":false,"ExitCode":137,"FinishedAt":"0001-01-01T00:00:00Z"', False),
+        ("/web2", '"Running":false,"ExitCode":137,"FinishedAt":"2026-05-04T13:00:00Z"', False),
+        ("/web2", '"Running":false,"ExitCode":137,"FinishedAt":7', False),
+        ("/a; reboot", '"Running":false,"ExitCode":137,"FinishedAt":"2026-05-04T11:59:25Z"', False),
+    ],
+)
+def test_containers_that_ended_are_read_from_their_state(
+    tmp_path: Path, name: str, state: str, is_found: bool
+) -> None:
+    (tmp_path / "0b20").mkdir()
+    (tmp_path / "0b20/config.v2.json").write_text(f'{{"Name":"{name}","State":{{{state},"OOMKilled":true}}}}')
+    (tmp_path / "0b21").mkdir()
+
+    found = ended_containers(tmp_path, NOW)
+
+    assert [(one.name, one.exit_code, round(one.ago_s), one.lacked_memory) for one in found] == (
+        [("web2", 137, 35, True)] if is_found else []
+    )

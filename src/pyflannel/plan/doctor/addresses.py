@@ -7,16 +7,14 @@ from shlex import quote
 from pyflannel.model.host import Interface
 from pyflannel.model.network_config import Family, IpAddress
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.observed import DOCKER_FIX, NAMED, Observed, some
-
-_DOCKER0 = "docker0"
+from pyflannel.plan.doctor.observed import DOCKER0, DOCKER_FIX, NAMED, Observed, some
 
 
 def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that the containers of Docker have addresses outside this host's subnet, or that
     docker0 has lost its address in this subnet, which is their gateway.
     """
-    own, docker0 = seen.membership.subnet, seen.interfaces.named(_DOCKER0)
+    own, docker0 = seen.membership.subnet, seen.interfaces.named(DOCKER0)
     if own is None or docker0 is None or seen.ports or not seen.docker0_ports:
         return
     held = ", ".join(
@@ -31,19 +29,19 @@ def _bridge_subnet(seen: Observed) -> Iterator[Finding]:
         yield Finding(
             code="container-gateway",
             severity="error",
-            cause=f"{_DOCKER0} has lost {own[1]}, the gateway of its containers",
+            cause=f"{DOCKER0} has lost {own[1]}, the gateway of its containers",
             evidence=(
-                f"ip address show {_DOCKER0}: {held or 'no address'}",
+                f"ip address show {DOCKER0}: {held or 'no address'}",
                 *some([f"{one.process} has an address in {own}" for one in inside]),
             ),
-            fix=f"ip address add {own[1]}/{own.prefixlen} dev {_DOCKER0}",
+            fix=f"ip address add {own[1]}/{own.prefixlen} dev {DOCKER0}",
         )
         return
     yield Finding(
         code="bridge-subnet",
         severity="warning",
-        cause=f"the containers at {_DOCKER0} have no address of the subnet of this host, {own}",
-        evidence=(f"{_DOCKER0} has {held or 'no address'}, and {seen.docker0_ports} containers",),
+        cause=f"the containers at {DOCKER0} have no address of the subnet of this host, {own}",
+        evidence=(f"{DOCKER0} has {held or 'no address'}, and {seen.docker0_ports} containers",),
         fix=DOCKER_FIX,
     )
 
@@ -72,7 +70,7 @@ def _addresses(seen: Observed) -> Iterator[Finding]:
             "these addresses itself",
             evidence=some([f"{address} on {name}" for name, address in held]),
             fix=DOCKER_FIX
-            if held[0][0] == _DOCKER0
+            if held[0][0] == DOCKER0
             else "; ".join(
                 f"ip address delete {address} dev {quote(name)}" for name, address in held[:NAMED]
             ),

@@ -8,6 +8,7 @@ from shlex import quote
 from msgspec.structs import replace
 
 from pyflannel.model.host import Interfaces
+from pyflannel.model.netfilter import TCP_FLAGS
 from pyflannel.model.network_config import Family, IpAddress, is_part
 from pyflannel.model.status import Finding
 from pyflannel.plan.doctor.filters import listed, removal_of
@@ -296,11 +297,12 @@ def _blocked(seen: Observed) -> Iterator[Finding]:
     because a container may refuse new connections as intended.
     """
     own, peer = seen.membership.subnet, next(iter(seen.membership.peers), None)
+    if own is None or peer is None:
+        return
     found: dict[str, str] = {}
-    for one in seen.containers if own is not None and peer is not None else ():
-        for address in sorted((held for held in one.addresses if own is not None and held in own), key=int):
-            if address in one.silent or peer is None:
-                continue
+    for one in seen.containers:
+        answering = (held for held in one.addresses - one.silent if held in own)
+        for address in sorted(answering, key=int):
             for text, command in _stops_inside(one, address, peer.network_address + 2, is_established=True):
                 found[f"{address}, {one.process}: {text}"] = f"nsenter --net --target {one.pid} {command}"
     if found:
@@ -331,15 +333,12 @@ def _stops_inside(
         for policy in blocking_policies(packet, hooks, inside):
             yield policy_text(policy), policy_removal(policy)
         if is_established:
-            packet = replace(packet, state="established", tcp_flags=_ACK)
+            packet = replace(packet, state="established", tcp_flags=TCP_FLAGS["ack"])
         judgement = judge(packet, one.ruleset, hooks)
         if judgement.chain is not None and judgement.kind in ("drop", "reject"):
             chain, rule = judgement.chain, judgement.rule
             yield listed(chain, rule), removal_of(chain, rule)
 
-
-_ACK = 0x10
-"""The flag of a segment of an established connection (RFC 9293)."""
 
 CHECKS: tuple[Callable[[Observed], Iterable[Finding]], ...] = (
     _neighbours,

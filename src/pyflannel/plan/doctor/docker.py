@@ -7,7 +7,7 @@ from signal import Signals
 from pyflannel.model.network_config import Family
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.model.status import Finding
-from pyflannel.plan.doctor.observed import EndedContainer, Observed, some
+from pyflannel.plan.doctor.observed import DOCKER0, EndedContainer, Observed, some
 
 _DROPS_ALL = " -j DROP"
 """The end of an iptables rule that drops the packets."""
@@ -72,8 +72,6 @@ def _docker_drops(seen: Observed) -> Iterator[Finding]:
 def _engine(seen: Observed) -> Iterator[Finding]:
     """Yield the finding that the Docker engine is stopped or hangs. Running containers keep their network."""
     engine = seen.docker
-    if engine is None:
-        yield from _ended(seen)
     if engine is None or not seen.is_first or not (engine.is_stopped or engine.hangs_s is not None):
         return
     yield Finding(
@@ -98,8 +96,10 @@ def _ended(seen: Observed) -> Iterator[Finding]:
 
     The engine removes the ports of its containers, and docker0 remains with its address.
     """
-    docker0, own = seen.interfaces.named(_DOCKER0), seen.membership.subnet
-    if docker0 is None or own is None or not seen.is_first or seen.ports.get(_DOCKER0) != {}:
+    docker0, own = seen.interfaces.named(DOCKER0), seen.membership.subnet
+    if seen.docker is not None or not seen.is_first:
+        return
+    if docker0 is None or own is None or seen.ports.get(DOCKER0) != {}:
         return
     held = [str(one.address) for one in docker0.addresses if one.address.ip in own]
     if held:
@@ -107,13 +107,10 @@ def _ended(seen: Observed) -> Iterator[Finding]:
             code="docker-away",
             severity="warning",
             cause="no Docker engine runs, and docker0 has no containers",
-            evidence=(f"ip address show {_DOCKER0}: {held[0]}", "no process of this host is dockerd"),
+            evidence=(f"ip address show {DOCKER0}: {held[0]}", "no process of this host is dockerd"),
             fix="systemctl start docker  # or start dockerd with the options of mk-docker-opts -c; then run"
             " docker start NAME for each container without a restart policy",
         )
-
-
-_DOCKER0 = "docker0"
 
 
 def _ended_containers(seen: Observed) -> Iterator[Finding]:
@@ -133,17 +130,12 @@ def _ended_containers(seen: Observed) -> Iterator[Finding]:
 
 
 def _shown_end(one: EndedContainer) -> str:
-    number = one.exit_code - _SIGNALLED
-    reason = (
-        "killed for lack of memory"
-        if one.lacked_memory
-        else Signals(number).name
-        if number in frozenset(Signals)
-        else ""
-    )
+    names = {_SIGNALLED + signal.value: signal.name for signal in Signals}
+    reason = "killed for lack of memory" if one.lacked_memory else names.get(one.exit_code, "")
     return f"{one.name}: exit code {one.exit_code}{f' ({reason})' if reason else ''}, {one.ago_s:.0f} s ago"
 
 
 _SIGNALLED = 128
+"""The exit code of a container that a signal ended, minus the number of the signal."""
 
-CHECKS = (_docker_drops, _engine, _ended_containers)
+CHECKS = (_docker_drops, _engine, _ended, _ended_containers)

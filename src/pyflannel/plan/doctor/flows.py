@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from pyflannel.model.netfilter import ARP_OPERATIONS, ICMPV6, TCP, TCP_FLAGS, UDP, Hook, Packet
 from pyflannel.model.network_config import Family, IpAddress, IpNetwork
 from pyflannel.model.status import Severity
-from pyflannel.plan.doctor.observed import Observed, main_route
+from pyflannel.plan.doctor.observed import DOCKER0, Observed, main_route
 from pyflannel.plan.netfilter import IN, OUT, THROUGH
 
 _FEWEST_PEERS, _MOST_PEERS = 4, 256
@@ -29,7 +29,7 @@ _SMALL, _LARGE = 100, 1500
 _SYN = TCP_FLAGS["syn"]
 _SYN_ACK, _PSH_ACK = _SYN | TCP_FLAGS["ack"], TCP_FLAGS["psh"] | TCP_FLAGS["ack"]
 
-_NO_BRIDGE, _NO_PORT = "docker0", "veth0"
+_NO_BRIDGE, _NO_PORT = DOCKER0, "veth0"
 """Names of the bridge and of the port that the first container will have, used while none exists."""
 
 PORTS = 8

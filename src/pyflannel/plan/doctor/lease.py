@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pyflannel.model.lease import LeaseEntry
-from pyflannel.model.status import Finding, Status
+from pyflannel.model.status import Finding, LeaseStatus, Status
 
 
 class LeaseReading(NamedTuple):
@@ -28,56 +28,84 @@ def lease_findings(first: LeaseReading, last: LeaseReading, seconds: float) -> I
     lease, before = last.status.lease, first.status.lease
     if lease is None or before is None or lease.subnet is None:
         return
-    store = last.status.store
-    key = f"{'' if store is None else store.url}/subnets/{str(lease.subnet).replace('/', '-')}"
-    history = f"flannelctl leases history {lease.subnet} --renewals"
+    url = "" if last.status.store is None else last.status.store.url
     losses = lease.losses - before.losses
     if lease.phase == "taken":
-        yield _taken(first.entry, last.entry, lease.holder or "another host", key, history, seconds)
+        rise = last.entry.revision - first.entry.revision if first.entry and last.entry else 0
+        is_repeated = rise > 0 and seconds > 0
+        yield (
+            _overwritten(lease, last.entry, url, rise, seconds)
+            if is_repeated
+            else _taken(lease, last.entry, url)
+        )
     elif losses > 0:
         yield Finding(
             code="lease-deleted",
             severity="error",
             cause="another program deletes the lease of this host again and again, so peers lose the routes"
             " to its containers",
-            evidence=(f"{key}: deleted {losses} times in {seconds:.1f} s, and written again by this host",),
-            fix=f"{history}  # shows each write; stop the program that deletes the key.{_clients(key)}",
+            evidence=(
+                f"{url}: {lease.subnet} was deleted {losses} times in {seconds:.1f} s, and written again by"
+                " this host",
+            ),
+            fix=f"{_history(lease, url)} Stop the program that deletes the lease",
         )
 
 
-def _clients(key: str) -> str:
-    """Return the sentence about the clients of a store of etcd; "" for another store."""
-    if not key.startswith("etcd"):
-        return ""
-    return " On each etcd server, `ss -tnp sport = :2379` lists the connected clients"
+def _history(lease: LeaseStatus, url: str) -> str:
+    """Return the command that shows the writes, and for etcd the command that shows its clients."""
+    clients = (
+        " On each etcd server, `ss -tnp sport = :2379` lists the connected clients."
+        if url.startswith("etcd")
+        else ""
+    )
+    return f"flannelctl leases history {lease.subnet} --renewals  # shows each write.{clients}"
 
 
-def _taken(
-    first: LeaseEntry | None, last: LeaseEntry | None, holder: str, key: str, history: str, seconds: float
+def _written(entry: LeaseEntry | None, url: str) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return (f"{url}: {entry.subnet} has PublicIP {entry.public_ip}, mod revision {entry.revision}",)
+
+
+def _release(lease: LeaseStatus) -> str:
+    return f"flannelctl leases release {lease.subnet} --force"
+
+
+def _overwritten(
+    lease: LeaseStatus, entry: LeaseEntry | None, url: str, rise: int, seconds: float
 ) -> Finding:
-    written = [f"{key}: PublicIP {last.public_ip}, mod revision {last.revision}"] if last is not None else []
-    rise = last.revision - first.revision if first is not None and last is not None else 0
-    subnet = key.rpartition("/")[2].replace("-", "/")
-    release = f"flannelctl leases release {subnet} --force"
-    if rise > 0 and seconds > 0:
-        written.append(
-            f"{seconds:.1f} s before: mod revision {last.revision - rise if last else 0}, so the store got at"
-            f" most {rise / seconds:.1f} writes per second"
-        )
-        return Finding(
-            code="lease-taken",
-            severity="error",
-            cause=f"another program overwrites the lease of this host again and again: the store assigns"
-            f" {subnet} to {holder}",
-            evidence=tuple(written),
-            fix=f"{history}  # shows each write. Stop the program that writes, then: {release}; this host"
-            f" then takes its subnet again.{_clients(key)}",
-        )
+    """Return the finding that another program writes the lease again and again.
+
+    Args:
+        lease: the lease of this host.
+        entry: the lease in the store.
+        url: URL of the store.
+        rise: increase of the revision of the lease between two readings.
+        seconds: time between the two readings.
+    """
     return Finding(
         code="lease-taken",
         severity="error",
-        cause=f"the store assigns {subnet}, the subnet of this host, to {holder}",
-        evidence=tuple(written),
-        fix=f"{release}  # if that host does not exist; this host then takes its subnet again. If it runs:"
-        " restart flanneld here with --on-subnet-lost=renumber",
+        cause="another program overwrites the lease of this host again and again: the store assigns"
+        f" {lease.subnet} to {lease.holder or 'another host'}",
+        evidence=(
+            *_written(entry, url),
+            f"{seconds:.1f} s before: its revision was lower by {rise}, so the store got at most"
+            f" {rise / seconds:.1f} writes per second",
+        ),
+        fix=f"{_history(lease, url)} Stop the program that writes, then: {_release(lease)}; this host then"
+        " takes its subnet again",
+    )
+
+
+def _taken(lease: LeaseStatus, entry: LeaseEntry | None, url: str) -> Finding:
+    return Finding(
+        code="lease-taken",
+        severity="error",
+        cause=f"the store assigns {lease.subnet}, the subnet of this host, to"
+        f" {lease.holder or 'another host'}",
+        evidence=_written(entry, url),
+        fix=f"{_release(lease)}  # if that host does not exist; this host then takes its subnet again. If it"
+        " runs: restart flanneld here with --on-subnet-lost=renumber",
     )

@@ -53,11 +53,8 @@ def _unmasqueraded(seen: Observed) -> Iterator[Finding]:
     """Yield the finding, if the gateway answers the public address of this host, but not its address at the
     bridge. A gateway with a route to the subnet of this host answers both.
     """
-    gateway, own, network = (
-        gateway_without_masquerading(seen),
-        seen.membership.subnet,
-        seen.membership.network,
-    )
+    gateway = gateway_without_masquerading(seen)
+    own, network = seen.membership.subnet, seen.membership.network
     usual, bare = seen.gateway_answers or (None, None)
     if gateway is None or usual is None or bare is None or not _is_lost(usual, bare):
         return

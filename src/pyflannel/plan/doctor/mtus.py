@@ -1,6 +1,6 @@
 """Faults of the MTUs on the way to the containers of this host: of links, of ports of bridges, of bridges."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from shlex import quote
 from typing import NamedTuple
 
@@ -216,18 +216,19 @@ def _larger(seen: Observed) -> Iterator[Finding]:
             if mtu is not None and size > mtu and port not in named_ports
         }
         if large and mtu is not None:
-            cause = f"containers on {bridge} send packets larger than the MTU of the network, {mtu} bytes"
-            evidence, fix = [f"{port} has MTU {size}" for port, size in large.items()], DOCKER_FIX
-            underlay = seen.status.underlay
-            before = None if underlay is None else _former_mtu(underlay, mtu, large.values())
-            if underlay is not None and before is not None:
-                cause += f", which follows from the MTU of {underlay.link}"
-                evidence = [f"{underlay.link} has MTU {underlay.mtu}", *evidence]
-                lowered = f"ip link set {quote(underlay.link)} mtu {before}"
-                fix = f"{lowered}  # or, if {underlay.mtu} is intended: {fix}"
-            yield Finding(
-                code="container-mtu", severity="warning", cause=cause, evidence=some(evidence), fix=fix
-            )
+            yield _too_large(bridge, large, mtu, seen.status.underlay)
+
+
+def _too_large(bridge: str, ports: Mapping[str, int], mtu: int, underlay: UnderlayStatus | None) -> Finding:
+    """Return the finding that the ports of a bridge have a larger MTU than the network."""
+    cause = f"containers on {bridge} send packets larger than the MTU of the network, {mtu} bytes"
+    evidence, fix = [f"{port} has MTU {size}" for port, size in ports.items()], DOCKER_FIX
+    if underlay is not None and (before := _former_mtu(underlay, mtu, ports.values())) is not None:
+        cause += f", which follows from the MTU of {underlay.link}"
+        evidence = [f"{underlay.link} has MTU {underlay.mtu}", *evidence]
+        lowered = f"ip link set {quote(underlay.link)} mtu {before}"
+        fix = f"{lowered}  # or, if {underlay.mtu} is intended: {fix}"
+    return Finding(code="container-mtu", severity="warning", cause=cause, evidence=some(evidence), fix=fix)
 
 
 def _former_mtu(underlay: UnderlayStatus, mtu: int, sizes: Iterable[int]) -> int | None:

@@ -22,6 +22,9 @@ NAMED = 8
 PROBED = 64
 """Maximum number of addresses of containers to which doctor sends an ICMP echo request."""
 
+DOCKER0 = "docker0"
+"""The bridge of Docker's default network."""
+
 DOCKER_FIX = "mk-docker-opts -c -d /etc/default/docker  # restart Docker with it, recreate containers"
 """The command that gives Docker the options of this host."""
 
