@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 
 from pyflannel.plan.doctor.observed import ContainerNamespace, ContainerRoute
-from pyflannel.processes.found import find_containers
+from pyflannel.processes.containers import find_containers
 
 
 @pytest.fixture

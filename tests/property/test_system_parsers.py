@@ -20,7 +20,8 @@ from pyflannel.kernel.host.machine import exact_release, identity_in
 from pyflannel.kernel.host.packet_path import rules_in
 from pyflannel.model.packet_filter import SavedRules
 from pyflannel.plan.doctor.docker import docker_drops
-from pyflannel.processes.found import addresses_in, inodes_at, ipv6_addresses_in, ipv6_routes_in, routes_in
+from pyflannel.processes.containers import addresses_in, ipv6_addresses_in, ipv6_routes_in, routes_in
+from pyflannel.processes.found import inodes_at
 from pyflannel.processes.systemd import service_in
 from pyflannel.wire.iptables import parse_save
 

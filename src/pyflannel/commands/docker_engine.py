@@ -8,7 +8,8 @@ from pyflannel.errors import WireError
 from pyflannel.http.sockets import request
 from pyflannel.plan.doctor.observed import DockerEngine
 from pyflannel.ports import in_thread
-from pyflannel.processes.found import STOPPED, ended_containers, find_program, name_and_state
+from pyflannel.processes.containers import ended_containers
+from pyflannel.processes.found import STOPPED, find_program, name_and_state
 
 _PROGRAM = "dockerd"
 

@@ -84,7 +84,8 @@ from pyflannel.plan.doctor.observed import (
 from pyflannel.plan.doctor.policy_rules import PolicyRule, forwarded_packets, mark_of, selected_packet
 from pyflannel.plan.leftovers import rules_left
 from pyflannel.ports import in_thread
-from pyflannel.processes.found import find_containers, find_original
+from pyflannel.processes.containers import find_containers
+from pyflannel.processes.found import find_original
 from pyflannel.processes.systemd import has_unit
 from pyflannel.wire.certificate import validities_of, validity_of
 

@@ -36,8 +36,8 @@ from pyflannel.plan.doctor.ping import judged
 from pyflannel.plan.trace.facts import Facts, RouteQuestion, TraceLink
 from pyflannel.plan.trace.way import follow, with_text
 from pyflannel.ports import in_thread
+from pyflannel.processes.containers import find_containers
 from pyflannel.processes.forwarder import ForwarderTarget
-from pyflannel.processes.found import find_containers
 from pyflannel.wire.netlink.bridges import dump_learned, parse_bridge_link, parse_learned
 from pyflannel.wire.netlink.links import dump_links, parse_link
 from pyflannel.wire.netlink.neighbours import dump_fdb, dump_neighbours, parse_fdb_entry, parse_neighbour

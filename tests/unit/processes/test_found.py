@@ -12,17 +12,16 @@ import pytest
 
 from doubles.started_program import started
 from pyflannel.plan.doctor.observed import ContainerRoute
-from pyflannel.processes.found import (
+from pyflannel.processes.containers import (
     container_in,
     container_name,
     ended_containers,
-    find_link_setters,
-    find_original,
     frozen_by,
     ipv6_addresses_in,
     ipv6_routes_in,
     routes_in,
 )
+from pyflannel.processes.found import find_link_setters, find_original
 
 HEAD = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 
